@@ -1,0 +1,149 @@
+"""The one table of ``TRAINKIT_*`` settings, and the only door to ``os.environ``.
+
+Precedence: explicit argument > flag > ``TRAINKIT_*`` > default. An empty value is unset.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trainkit.errors import UsageError
+
+__all__ = ["SECRET_WORDS", "Settings", "environ", "is_secret", "set_environ", "settings"]
+
+SECRET_WORDS = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL")
+"""A variable whose name holds one of these is never shown."""
+
+
+def environ() -> Mapping[str, str]:
+    """A copy of this process's environment."""
+    return dict(os.environ)
+
+
+def set_environ(changes: Mapping[str, str | None]) -> None:
+    """Set variables of this process, or remove those whose value is None.
+
+    Only for what a framework reads from the environment alone (gloo's interface, say).
+    """
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of the variable ``name`` must not be shown."""
+    upper = name.upper()
+    return any(word in upper for word in SECRET_WORDS)
+
+
+def _setting(variable: str, parse: Callable[[str], Any], default: Any, text: str) -> Any:
+    return field(default=default, metadata={"variable": variable, "parse": parse, "help": text})
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise ValueError("expected a positive number of seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("expected a positive integer")
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError("expected one of " + ", ".join(allowed))
+        return text.lower()
+
+    return parse
+
+
+def _signals(text: str) -> tuple[signal.Signals, ...]:
+    names = [part.strip().upper() for part in text.split(",") if part.strip()]
+    try:
+        return tuple(signal.Signals[n if n.startswith("SIG") else f"SIG{n}"] for n in names)
+    except KeyError as unknown:
+        raise ValueError(f"expected signal names such as SIGTERM,SIGUSR1, not {unknown}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings that have no better place than the environment."""
+
+    checkpoint_dir: str | None = _setting(
+        "TRAINKIT_CHECKPOINT_DIR", str, None, "folder or URL of checkpoints when none is given"
+    )
+    device: str = _setting(
+        "TRAINKIT_DEVICE",
+        _one_of("auto", "cpu", "cuda"),
+        "auto",
+        "device of the ranks: auto, cpu or cuda",
+    )
+    grace_period: float = _setting(
+        "TRAINKIT_GRACE_PERIOD",
+        _seconds,
+        30.0,
+        "seconds between the notice to stop and the kill; as terminationGracePeriodSeconds",
+    )
+    mnist_url: str | None = _setting(
+        "TRAINKIT_MNIST_URL", str, None, "mirrors of the MNIST files, separated by commas"
+    )
+    num_nodes: int | None = _setting(
+        "TRAINKIT_NUM_NODES", _count, None, "pods of an Indexed Job or JobSet that train together"
+    )
+    platform: str | None = _setting(
+        "TRAINKIT_PLATFORM", str, None, "platform to take the topology from; no detection then"
+    )
+    preemption_signals: tuple[signal.Signals, ...] = _setting(
+        "TRAINKIT_PREEMPTION_SIGNALS",
+        _signals,
+        (signal.SIGTERM,),
+        "signals that announce a pre-emption, separated by commas",
+    )
+    timeout: float = _setting(
+        "TRAINKIT_TIMEOUT",
+        _seconds,
+        600.0,
+        "seconds to wait for peers at the start, and for each agreement among ranks",
+    )
+
+
+def settings(variables: Mapping[str, str] | None = None) -> Settings:
+    """Read all settings.
+
+    Args:
+        variables: where to read from; this process's environment by default.
+
+    Raises:
+        UsageError: a value cannot be parsed; the message names the variable and its value.
+    """
+    variables = os.environ if variables is None else variables
+    found = {}
+    for spec in fields(Settings):
+        name = spec.metadata["variable"]
+        text = variables.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            found[spec.name] = spec.metadata["parse"](text)
+        except ValueError as reason:
+            shown = "<hidden>" if is_secret(name) else repr(text)
+            raise UsageError(
+                f"{name}={shown} cannot be used ({reason}). It sets the {spec.metadata['help']}."
+            ) from None
+    return Settings(**found)
+
+
+def describe() -> Iterable[tuple[str, Any, str]]:
+    """The table of settings: variable, default, meaning. The docs are made from it."""
+    for spec in fields(Settings):
+        yield spec.metadata["variable"], spec.default, spec.metadata["help"]
