@@ -1,0 +1,169 @@
+"""How ranks find each other in a store that may hold an earlier round's keys.
+
+A launcher's store outlives the ranks of a failed attempt, so what it holds may be stale:
+under torchrun with gloo a restart in place fails about every second time, because new ranks
+read addresses of dead ones. Nothing in a rank's environment tells rounds apart for certain
+(the restart count stays the same when only the membership changes). So the ranks agree on a
+fresh prefix by greeting: each rank writes an identity of its own, rank 0 answers to that very
+identity with the prefix of this round, the rank confirms, and rank 0 opens the round once all
+have confirmed. A stale greeting is answered too, and nobody confirms.
+"""
+
+import json
+import os
+import socket
+import uuid
+from dataclasses import asdict, dataclass
+
+from trainkit.coordination.store import Store
+from trainkit.errors import EnvironmentFaultError, RetryableError
+from trainkit.waiting import Deadline, wait_until
+
+__all__ = ["Greeting", "join"]
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a rank says of itself when it joins."""
+
+    identity: str
+    world_size: int
+    host: str
+    pid: int
+
+    @classmethod
+    def of_this_process(cls, world_size: int) -> "Greeting":
+        """The greeting of this process, with a fresh identity."""
+        return cls(uuid.uuid4().hex, world_size, socket.gethostname(), os.getpid())
+
+    def dump(self) -> bytes:
+        """As bytes for the store."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def load(cls, payload: bytes) -> "Greeting":
+        """From the bytes of ``dump``."""
+        return cls(**json.loads(payload))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def join(store: Store, rank: int, world_size: int, deadline: Deadline) -> str:
+    """Meet the other ranks and agree on a key prefix that no earlier round has used.
+
+    Args:
+        store: shared by all ranks; may hold keys of earlier rounds.
+        rank: of this process.
+        world_size: as this process believes it to be.
+        deadline: when to give up.
+
+    Returns:
+        The prefix, the same on all ranks of this round and on no other.
+
+    Raises:
+        DeadlineError: names the ranks that did not come.
+        EnvironmentFaultError: ranks disagree about the world size, or two processes claim
+            the same rank.
+    """
+    me = Greeting.of_this_process(world_size)
+    store.set(f"join/greeting/{rank}", me.dump())
+    store.add("join/events", 1)
+    if rank == 0:
+        return _receive(store, me, deadline)
+    return _be_received(store, rank, me, deadline)
+
+
+def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
+    """Rank 0: answer every greeting until all ranks have confirmed this round."""
+    round_id = f"round-{me.identity}"
+    waiting = set(range(1, me.world_size))
+    answered: dict[int, str] = {}
+    seen_events = -1
+
+    def all_confirmed() -> bool:
+        nonlocal seen_events
+        events = store.add("join/events", 0)
+        if events == seen_events:
+            return not waiting
+        seen_events = events
+        for rank in sorted(waiting):
+            payload = store.get(f"join/greeting/{rank}")
+            if payload is None:
+                continue
+            guest = Greeting.load(payload)
+            if answered.get(rank) != guest.identity:
+                _check_world(me, rank, guest, store)
+                answered[rank] = guest.identity
+                store.set(f"join/answer/{guest.identity}", round_id.encode())
+            if store.get(f"join/confirmed/{round_id}/{guest.identity}") is not None:
+                waiting.discard(rank)
+        return not waiting
+
+    wait_until(
+        all_confirmed,
+        what=f"all {me.world_size} ranks to join at rank 0",
+        whom=lambda: "missing: rank " + ", ".join(str(rank) for rank in sorted(waiting)),
+        deadline=deadline,
+        hint="Look at the pods of the missing ranks; TRAINKIT_TIMEOUT sets the seconds to wait.",
+    )
+    store.set(f"join/open/{round_id}", b"1")
+    return round_id
+
+
+def _check_world(me: Greeting, rank: int, guest: Greeting, store: Store) -> None:
+    if guest.world_size == me.world_size:
+        return
+    problem = (
+        f"ranks disagree about the world size: rank 0 ({me}) counts {me.world_size}, rank {rank} "
+        f"({guest}) counts {guest.world_size}. Pods with different numbers of GPUs under "
+        f"nprocPerNode: auto do this; write the number of processes a pod into the job."
+    )
+    store.set("join/refused/" + guest.identity, problem.encode())
+    raise EnvironmentFaultError(problem)
+
+
+def _be_received(store: Store, rank: int, me: Greeting, deadline: Deadline) -> str:
+    """Other ranks: confirm whatever round answers to this identity, until one opens."""
+    confirmed = ""
+
+    def opened() -> str | None:
+        nonlocal confirmed
+        answer = store.get(f"join/answer/{me.identity}")
+        if answer is None:
+            _check_still_wanted(store, rank, me)
+            return None
+        if answer.decode() != confirmed:
+            confirmed = answer.decode()
+            store.set(f"join/confirmed/{confirmed}/{me.identity}", b"1")
+            store.add("join/events", 1)
+        return confirmed if store.get(f"join/open/{confirmed}") is not None else None
+
+    def missing() -> str:
+        ranks = range(me.world_size)
+        absent = [str(r) for r in ranks if store.get(f"join/greeting/{r}") is None]
+        return "missing: rank " + ", ".join(absent) if absent else "rank 0 does not answer"
+
+    return wait_until(
+        opened,
+        what=f"rank {rank} to meet the other {me.world_size - 1} ranks",
+        whom=missing,
+        deadline=deadline,
+        hint="Look at the pods of the missing ranks; TRAINKIT_TIMEOUT sets the seconds to wait.",
+    )
+
+
+def _check_still_wanted(store: Store, rank: int, me: Greeting) -> None:
+    refusal = store.get("join/refused/" + me.identity)
+    if refusal is not None:
+        raise EnvironmentFaultError(refusal.decode())
+    payload = store.get(f"join/greeting/{rank}")
+    if payload is None:
+        return
+    holder = Greeting.load(payload)
+    if holder.identity != me.identity:
+        raise RetryableError(
+            f"two processes claim rank {rank}: {holder} came after {me}. If both belong to this "
+            f"job, its RANK variables are wrong; if this one is left over from a restart, its "
+            f"end is in order."
+        )

@@ -1,0 +1,110 @@
+"""Reaching another host: names that appear late, ports that open late, the right interface."""
+
+import ipaddress
+import socket
+import struct
+from pathlib import Path
+
+from trainkit.waiting import Deadline, backoff, wait_until
+
+__all__ = ["await_address", "interface_towards", "own_address_is_loopback", "port_holder"]
+
+
+def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None:
+    """Wait until ``host`` resolves and something listens on ``port``.
+
+    Args:
+        host: DNS name or address; a Kubernetes name may appear after its pod.
+        port: TCP port.
+        who: the waiting process, for messages.
+        deadline: when to give up.
+
+    Raises:
+        DeadlineError: names host and port, and the last thing that went wrong.
+    """
+    last = "not tried yet"
+
+    def reachable() -> bool:
+        nonlocal last
+        try:
+            with socket.create_connection((host, port), timeout=min(5.0, deadline.left + 0.1)):
+                return True
+        except socket.gaierror:
+            last = f"the name {host} is not known to DNS"
+        except OSError as reason:
+            last = reason.strerror or str(reason)
+        return False
+
+    wait_until(
+        reachable,
+        what=f"{who} to reach the master at {host}:{port}",
+        whom=lambda: last,
+        deadline=deadline,
+        hint=(
+            "Is the pod of rank 0 running, does its Service exist, and is MASTER_ADDR right? "
+            "TRAINKIT_TIMEOUT sets the seconds to wait."
+        ),
+        pauses=backoff(first=0.01, last=1.0),
+    )
+
+
+def own_address_is_loopback() -> bool:
+    """Whether this host's own name resolves to loopback addresses alone, or to nothing."""
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return True
+    return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
+
+
+def interface_towards(host: str, port: int) -> str | None:
+    """Name of the network interface that leads to ``host``; None where it is loopback.
+
+    The kernel's routing decides: a UDP socket that is connected sends nothing, but gets the
+    local address of its route.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(address)
+            local = probe.getsockname()[0]
+    except OSError:
+        return None
+    if ipaddress.ip_address(local).is_loopback:
+        return None
+    return next((name for _, name in socket.if_nameindex() if _address_of(name) == local), None)
+
+
+def _address_of(interface: str) -> str | None:
+    """IPv4 address of an interface, by the ioctl SIOCGIFADDR (netdevice(7))."""
+    import fcntl
+
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), 0x8915, request)
+        except OSError:
+            return None
+    return socket.inet_ntoa(answer[20:24])
+
+
+def port_holder(port: int) -> str:
+    """Who listens on a TCP port of this host, as far as /proc shows it to this user."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(str(fd.readlink()) in inodes for fd in (process / "fd").iterdir()):
+                name = (process / "comm").read_text(encoding="utf-8").strip()
+                return f"process {process.name} ({name})"
+        except OSError:
+            continue
+    return "another process"

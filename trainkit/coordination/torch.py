@@ -1,0 +1,119 @@
+"""torch's TCPStore as our ``Store``: rank 0 (or torchrun's agent) serves it."""
+
+import logging
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from trainkit.coordination.network import await_address, port_holder
+from trainkit.errors import EnvironmentFaultError, RetryableError
+from trainkit.waiting import Deadline
+
+__all__ = ["TorchStore", "connect_store", "serve_store"]
+
+log = logging.getLogger(__name__)
+
+
+class TorchStore:
+    """A ``Store`` on top of any store of torch."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self.store = store
+
+    def set(self, key: str, value: bytes) -> None:
+        """See ``Store.set``."""
+        try:
+            self.store.set(key, value)  # type: ignore[arg-type]  # bytes are taken too
+        except dist.DistError as reason:
+            raise _lost(reason) from reason
+
+    def get(self, key: str) -> bytes | None:
+        """See ``Store.get``."""
+        try:
+            return self.store.get(key) if self.store.check([key]) else None
+        except dist.DistError as reason:
+            raise _lost(reason) from reason
+
+    def wait(self, key: str, seconds: float) -> bool:
+        """See ``Store.wait``."""
+        try:
+            self.store.wait([key], timedelta(seconds=seconds))
+        except dist.DistStoreError:  # how a wait that timed out ends
+            return False
+        except dist.DistError as reason:
+            raise _lost(reason) from reason
+        return True
+
+    def add(self, key: str, amount: int) -> int:
+        """See ``Store.add``."""
+        try:
+            return self.store.add(key, amount)
+        except dist.DistError as reason:
+            raise _lost(reason) from reason
+
+    def delete(self, key: str) -> None:
+        """See ``Store.delete``."""
+        try:
+            self.store.delete_key(key)
+        except dist.DistError as reason:
+            raise _lost(reason) from reason
+
+
+def serve_store(port: int, deadline: Deadline) -> dist.TCPStore:
+    """Serve a store on ``port`` of this host (0: a free one) and connect to it.
+
+    The own connection goes over loopback: a pod's public name may resolve only later.
+
+    Raises:
+        EnvironmentFaultError: the port is taken; the message names it and, where it can be
+            seen, who holds it.
+    """
+    try:
+        return dist.TCPStore(
+            "127.0.0.1",
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=deadline.seconds),
+        )
+    except dist.DistNetworkError as reason:
+        if "EADDRINUSE" not in str(reason) and "in use" not in str(reason):
+            raise _lost(reason) from reason
+        holder = port_holder(port)
+        raise EnvironmentFaultError(
+            f"rank 0 cannot serve the rendezvous on port {port}: it is in use by {holder}. End "
+            f"that process, or give this job another MASTER_PORT on all of its ranks."
+        ) from None
+
+
+def connect_store(host: str, port: int, who: str, deadline: Deadline) -> dist.TCPStore:
+    """Connect to the store that another process serves, once its name and port are there.
+
+    Args:
+        host: name or address of the server.
+        port: its port.
+        who: this process, for messages.
+        deadline: until when name and port have to be there.
+
+    Raises:
+        DeadlineError: name or port did not appear; the message names both.
+    """
+    await_address(host, port, who=who, deadline=deadline)
+    try:
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=max(deadline.left, 1.0)),
+        )
+    except dist.DistError as reason:
+        raise _lost(reason) from reason
+
+
+def _lost(reason: Exception) -> RetryableError:
+    first = str(reason).partition("\n")[0]
+    return RetryableError(
+        f"the store that the ranks share is lost ({first}). Rank 0 or its host went away; "
+        f"look at the log of rank 0 for the first error."
+    )

@@ -1,0 +1,123 @@
+"""Hearing that this job is to stop, at once, even while the main thread is inside C.
+
+Python runs a signal handler only when its main thread gets back to the interpreter, which a
+collective can delay by seconds. The interpreter's C handler, though, writes the signal's
+number to a wake-up descriptor at once; a thread listens there.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+__all__ = ["NoticeListener"]
+
+log = logging.getLogger(__name__)
+
+_SECOND_NOTICE_AFTER = 1.0
+"""Seconds after which another signal is a second wish and not an echo of the first: a
+terminal and the launcher often both pass one Ctrl-C on."""
+
+_POLL = 0.2
+"""Seconds between two looks at what other ranks ask for."""
+
+
+class NoticeListener:
+    """Listens for signals that announce the end, and looks out for other ranks' notices."""
+
+    def __init__(
+        self,
+        signals: Iterable[signal.Signals],
+        *,
+        on_notice: Callable[[signal.Signals], None],
+        on_main_thread: Callable[[signal.Signals], None],
+        look: Callable[[], None] | None = None,
+    ) -> None:
+        """Prepare to listen; ``start`` begins.
+
+        Args:
+            signals: the notices.
+            on_notice: called from the listening thread as soon as a signal arrives.
+            on_main_thread: called where Python handles signals; it may raise.
+            look: called from the listening thread a few times a second.
+        """
+        self._signals = tuple(signals)
+        self._on_notice = on_notice
+        self._on_main_thread = on_main_thread
+        self._look = look
+        self._previous: dict[signal.Signals, Any] = {}
+        self._first: float | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> bool:
+        """Begin to listen; False where signals cannot be heard (not the main thread)."""
+        if threading.current_thread() is not threading.main_thread():
+            log.debug("not the main thread: notices to stop are not listened for")
+            return False
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)
+        self._stop_read, self._stop_write = os.pipe()
+        self._previous_fd = signal.set_wakeup_fd(
+            self._wake_write.fileno(), warn_on_full_buffer=False
+        )
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, self._handle)
+        self._thread = threading.Thread(target=self._listen, name="trainkit-notices", daemon=True)
+        self._thread.start()
+        return True
+
+    def close(self) -> None:
+        """Stop listening and give the signals back to whoever had them."""
+        if self._thread is None:
+            return
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._stop_write)
+        self._thread.join()
+        self._thread = None
+        os.close(self._stop_read)
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Python's own handler: ours first, then the one that was there before."""
+        self._on_main_thread(signal.Signals(number))
+        previous = self._previous.get(signal.Signals(number))
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(number, frame)
+
+    def _listen(self) -> None:
+        readers = [self._wake_read, self._stop_read]
+        while True:
+            ready, _, _ = select.select(readers, [], [], _POLL if self._look else None)
+            if self._stop_read in ready:
+                return
+            if self._wake_read in ready:
+                for number in self._wake_read.recv(64):
+                    self._hear(number)
+            if self._look is not None:
+                # The store may be gone when rank 0 ended first; the training thread will say so.
+                with contextlib.suppress(ConnectionError):
+                    self._look()
+
+    def _hear(self, number: int) -> None:
+        if number not in self._signals:
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            with contextlib.suppress(ConnectionError):
+                self._on_notice(signal.Signals(number))
+        elif now - self._first >= _SECOND_NOTICE_AFTER:
+            # What is being saved is uncommitted until its manifest is there, so ending now is safe.
+            os.write(2, f"trainkit: second {signal.Signals(number).name}: ending now\n".encode())
+            os._exit(128 + number)
