@@ -45,14 +45,19 @@ class StepAgreement:
         self._store.set("hold", b"1")
         self.look()
 
-    def look(self) -> None:
-        """See whether a rank has asked to stop, and publish this rank's step if so."""
+    def look(self) -> bool:
+        """See whether a rank has asked to stop, and publish this rank's step if so.
+
+        Returns:
+            True the first time that somebody has asked, False before and after.
+        """
         if self.held or self._store.get("hold") is None:
-            return
+            return False
         # Order matters: after this assignment the training thread enters no further step
         # without asking, so the step read below is the last one that it can have entered.
         self.held = True
         self._store.set(f"entered/{self._rank}", str(self._entered).encode())
+        return True
 
     def reached(self, step: int) -> bool:
         """Whether to stop now, after ``step``; the same answer at the same step on all ranks.

@@ -57,22 +57,23 @@ def own_address_is_loopback() -> bool:
     return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
 
 
-def interface_towards(host: str, port: int) -> str | None:
-    """Name of the network interface that leads to ``host``; None where it is loopback.
+def interface_towards(host: str, port: int) -> tuple[str, str] | None:
+    """The network interface that leads to ``host``, and this host's address on it.
 
     The kernel's routing decides: a UDP socket that is connected sends nothing, but gets the
-    local address of its route.
+    local address of its route. None where that is loopback or no IPv4 interface has it.
     """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, proto) as probe:
-            probe.connect(address)
-            local = probe.getsockname()[0]
+            probe.connect((*address[:1], address[1] or 9, *address[2:]))
+            local = str(probe.getsockname()[0])
     except OSError:
         return None
     if ipaddress.ip_address(local).is_loopback:
         return None
-    return next((name for _, name in socket.if_nameindex() if _address_of(name) == local), None)
+    names = (name for _, name in socket.if_nameindex())
+    return next(((name, local) for name in names if _address_of(name) == local), None)
 
 
 def _address_of(interface: str) -> str | None:

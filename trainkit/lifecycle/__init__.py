@@ -2,5 +2,6 @@
 
 from trainkit.lifecycle.failure import FailureRecord, report
 from trainkit.lifecycle.monitor import RankMonitor
+from trainkit.lifecycle.parent import die_with_parent
 
-__all__ = ["FailureRecord", "RankMonitor", "report"]
+__all__ = ["FailureRecord", "RankMonitor", "die_with_parent", "report"]

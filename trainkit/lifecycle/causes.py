@@ -62,7 +62,7 @@ def hint_for(error: BaseException) -> str:
     if type(error).__name__ == "OutOfMemoryError" or "cuda out of memory" in text:
         return "the GPU's memory is full: a smaller batch, bf16, or activation checkpointing"
     if "bus error" in text or "shared memory" in text or "shm" in text:
-        return "/dev/shm is too small: mount an emptyDir with medium: Memory there"
+        return "shared memory (dev/shm) is too small: mount an emptyDir with medium: Memory"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full"
     if isinstance(error, MemoryError):

@@ -37,6 +37,8 @@ class RankMonitor:
         self.grace_period = grace_period
         self.notice: signal.Signals | None = None
         """The signal that this rank has heard, if any."""
+        self.stopped = False
+        """Whether ``stop_now`` has said so: all ranks stop here, in order."""
         self._heard_at: float | None = None
         self._agreement = agreement
         self._polled = False
@@ -69,8 +71,10 @@ class RankMonitor:
         """Whether to stop after ``step``: the same answer at the same step on all ranks."""
         self._polled = True
         if self._agreement is not None:
-            return self._agreement.reached(step)
-        return self._heard_at is not None
+            self.stopped = self._agreement.reached(step)
+        else:
+            self.stopped = self._heard_at is not None
+        return self.stopped
 
     def time_left(self) -> float | None:
         """Seconds until the kill is due; None while nobody has asked to stop."""
@@ -95,11 +99,7 @@ class RankMonitor:
             self._agreement.propose()
 
     def _look(self) -> None:
-        agreement = self._agreement
-        if agreement is None or agreement.held:
-            return
-        agreement.look()
-        if agreement.held and self._heard_at is None:
+        if self._agreement is not None and self._agreement.look() and self._heard_at is None:
             self._heard_at = time.monotonic()
             log.warning("another rank was asked to stop: all ranks stop together")
 

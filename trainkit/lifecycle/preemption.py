@@ -90,13 +90,15 @@ class NoticeListener:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Python's own handler: ours first, then the one that was there before."""
-        self._on_main_thread(signal.Signals(number))
         previous = self._previous.get(signal.Signals(number))
-        if callable(previous) and previous is not signal.default_int_handler:
-            previous(number, frame)
+        try:
+            self._on_main_thread(signal.Signals(number))
+        finally:
+            if callable(previous) and previous is not signal.default_int_handler:
+                previous(number, frame)
 
     def _listen(self) -> None:
-        readers = [self._wake_read, self._stop_read]
+        readers: list[Any] = [self._wake_read, self._stop_read]
         while True:
             ready, _, _ = select.select(readers, [], [], _POLL if self._look else None)
             if self._stop_read in ready:

@@ -1,6 +1,6 @@
 """The answer to "who am I": one frozen record, whatever started the process."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -93,6 +93,12 @@ class Topology:
     def is_elastic(self) -> bool:
         """Whether the number of nodes may change while the job runs."""
         return self.min_nodes != self.max_nodes
+
+    def alone(self) -> "Topology":
+        """The same process as a job of one rank: for an evaluator, which trains with nobody."""
+        return replace(
+            self, rank=0, world_size=1, local_rank=0, local_world_size=1, procs_to_launch=0
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values, without ``notes`` and ``sources``."""

@@ -1,0 +1,153 @@
+"""Signals are heard by real processes: each test runs a small program and sends it signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PREAMBLE = """
+import os, signal, sys, time
+from trainkit.errors import Preempted
+from trainkit.lifecycle import RankMonitor, report
+"""
+
+
+class Program:
+    def __init__(self, body, cwd):
+        code = PREAMBLE + textwrap.dedent(body)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def line(self):
+        return self.process.stdout.readline().strip()
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def end(self):
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def program(tmp_path):
+    running = []
+
+    def start(body):
+        running.append(Program(body, tmp_path))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+
+
+LOOP = """
+monitor = RankMonitor()
+monitor.start()
+step = 0
+while not monitor.stop_now(step):
+    if step == 1:
+        print("ready", flush=True)
+    step += 1
+print("stopped", monitor.preempted, monitor.time_left() <= 30, flush=True)
+monitor.close()
+sys.exit(int(monitor.exit_code))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_notice_stops_the_loop_after_a_step(program, number, code):
+    run = program(LOOP)
+    assert run.line() == "ready"
+    run.signal(number)
+    returned, output = run.end()
+    assert returned == code
+    assert "stopped True True" in output
+
+
+def test_other_signals_can_be_notices(program):
+    run = program(LOOP.replace("RankMonitor()", "RankMonitor(signals=(signal.SIGUSR1,))"))
+    assert run.line() == "ready"
+    run.signal(signal.SIGUSR1)
+    assert run.end()[0] == 143
+
+
+def test_the_users_own_handler_runs_too(program):
+    run = program("signal.signal(signal.SIGTERM, lambda *_: print('mine', flush=True))\n" + LOOP)
+    assert run.line() == "ready"
+    run.signal(signal.SIGTERM)
+    returned, output = run.end()
+    assert returned == 143
+    assert "mine" in output
+
+
+def test_a_process_that_polls_nothing_ends_at_once_and_says_so(program):
+    run = program(
+        """
+        monitor = RankMonitor()
+        monitor.start()
+        try:
+            print("ready", flush=True)
+            while True:
+                time.sleep(0.01)
+        except Preempted as stop:
+            print(stop, flush=True)
+            raise
+        """
+    )
+    assert run.line() == "ready"
+    run.signal(signal.SIGTERM)
+    returned, output = run.end()
+    assert returned == 143
+    assert "nothing new was saved" in output
+
+
+def test_a_second_notice_ends_at_once(program):
+    run = program(
+        """
+        monitor = RankMonitor()
+        monitor.start()
+        monitor.stop_now(0)
+        print("ready", flush=True)
+        while not monitor.preempted:
+            time.sleep(0.01)
+        print("first", flush=True)
+        time.sleep(1.2)  # an echo within a second would not count
+        print("again", flush=True)
+        while True:
+            time.sleep(0.01)
+        """
+    )
+    assert run.line() == "ready"
+    run.signal(signal.SIGTERM)
+    lines = [run.line(), run.line(), run.line()]
+    assert lines[-1] == "again", lines
+    run.signal(signal.SIGTERM)
+    returned, output = run.end()
+    assert returned == 143
+    assert "second SIGTERM" in output
+
+
+def test_closing_gives_the_signals_back(program):
+    run = program(
+        """
+        before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        monitor = RankMonitor()
+        monitor.start()
+        monitor.close()
+        after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        print(before == after, signal.set_wakeup_fd(-1))
+        """
+    )
+    assert run.end() == (0, "True -1\n")

@@ -1,0 +1,33 @@
+"""Telling every rank of an MPI job where rank 0 listens, through MPI itself."""
+
+from trainkit.coordination.network import own_address_is_loopback
+from trainkit.errors import EnvironmentFaultError
+
+__all__ = ["broadcast_address"]
+
+
+def broadcast_address(port: int | None) -> tuple[str, int]:
+    """Collective over MPI_COMM_WORLD: rank 0 gives its port, all get host and port.
+
+    Args:
+        port: where rank 0 listens; None on the other ranks.
+
+    Raises:
+        EnvironmentFaultError: mpi4py is missing, or rank 0's host has no name that others
+            could reach; the message says how to give the address instead.
+    """
+    import socket
+
+    try:
+        from mpi4py import MPI  # initialises MPI, which ends with the process
+    except ImportError:
+        raise EnvironmentFaultError(
+            "mpirun gives the ranks no master address, and without mpi4py they cannot tell each "
+            "other. Start with `mpirun -x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500 …`, "
+            'or install "trainkit[mpi]".'
+        ) from None
+    host = None
+    if port is not None:
+        host = MPI.Get_processor_name() if own_address_is_loopback() else socket.gethostname()
+    host, port = MPI.COMM_WORLD.bcast((host, port), root=0)
+    return str(host), int(port)

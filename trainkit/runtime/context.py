@@ -1,0 +1,191 @@
+"""What the user's ``main`` is given: who we are, and what to do together."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from trainkit.errors import StrategyError
+from trainkit.lifecycle import RankMonitor
+from trainkit.runtime.console import Console
+from trainkit.strategies.base import Strategy
+from trainkit.topology import Topology
+
+if TYPE_CHECKING:
+    from trainkit.checkpoint import CheckpointManager
+
+__all__ = ["Context"]
+
+T = TypeVar("T")
+
+
+class Context:
+    """One rank's view of the job. Made by ``trainkit.run`` and ``trainkit.init``."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        strategy: Strategy,
+        monitor: RankMonitor,
+        *,
+        checkpoint_dir: str | None,
+        seed: int,
+    ) -> None:
+        self._topology = topology
+        self._strategy = strategy
+        self._monitor = monitor
+        self._checkpoint_dir = checkpoint_dir
+        self._seed = seed
+        self._console = Console(enabled=self.rank == 0)
+        self.managers: list[CheckpointManager] = []
+        """Checkpoint managers made here; ``run`` saves with them at the end, and closes them."""
+
+    @property
+    def topology(self) -> Topology:
+        """Where this process stands in the job."""
+        return self._topology
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process in the job."""
+        return self._strategy.communicator.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of the job."""
+        return self._strategy.communicator.world_size
+
+    @property
+    def device(self) -> Any:
+        """The framework's device of this rank, such as ``torch.device("cuda", 0)``."""
+        return self._strategy.device
+
+    @property
+    def native(self) -> Any:
+        """The framework's own object behind the strategy (torch's process group, say)."""
+        return self._strategy.native
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the job was asked to stop; for leaving an evaluation loop, say.
+
+        True on every rank soon after one rank heard of it, not at the same moment.
+        ``checkpoints.step`` is where all ranks stop together.
+        """
+        return self._monitor.preempted
+
+    def setup(self, model: T) -> T:
+        """Place ``model`` on this rank's device and make it train with the other ranks'.
+
+        Returns:
+            The model to call: wrapped by the strategy where there are several ranks.
+
+        Raises:
+            StrategyError: the strategy has no models, or cannot take this one.
+        """
+        prepared: T = self._strategy.setup(model)
+        return prepared
+
+    def setup_dataloader(self, loader: Any, *, train: bool | None = None) -> Any:
+        """Give each rank its part of ``loader``'s data, on this rank's device.
+
+        Args:
+            loader: a ``torch.utils.data.DataLoader``; its batch size is per rank.
+            train: True shuffles where the loader did, and drops what does not divide over
+                the ranks; False neither pads nor drops. By default as the loader looks.
+
+        Raises:
+            StrategyError: the strategy has no loaders.
+        """
+        if self._strategy.framework != "torch":
+            raise StrategyError(
+                f"ctx.setup_dataloader() needs torch; under strategy "
+                f"{self._strategy.name!r} use ctx.shard(items)."
+            )
+        from trainkit.data.torch import ShardedDataLoader
+
+        return ShardedDataLoader(
+            loader,
+            shard=self._strategy.data_shard,
+            seed=self._seed,
+            device=self._strategy.device,
+            train=train,
+        )
+
+    def shard(self, items: Sequence[T] | Iterable[T]) -> list[T]:
+        """This rank's part of ``items``: every item goes to exactly one rank."""
+        index, count = self._strategy.data_shard
+        return list(items)[index::count]
+
+    def no_sync(self, model: Any, *, when: bool = True) -> AbstractContextManager[None]:
+        """While open, backward passes only accumulate gradients, without an all-reduce.
+
+        Args:
+            model: as ``setup`` returned it.
+            when: False makes it do nothing, for ``when=not last_micro_batch``.
+        """
+        from contextlib import nullcontext
+
+        return self._strategy.no_sync(model) if when else nullcontext()
+
+    def checkpoints(
+        self, url: str | None = None, /, *, save: Any = None, keep: int = 3, **state: Any
+    ) -> "CheckpointManager":
+        """Save and restore ``state`` together, for all ranks.
+
+        Args:
+            url: folder of the checkpoints; ``run(checkpoint_dir=…)`` or
+                TRAINKIT_CHECKPOINT_DIR by default. With none of them nothing is saved.
+            save: when ``step`` saves: a number of steps, or a ``SavePolicy``; every ten
+                minutes by default.
+            keep: number of newest checkpoints to keep.
+            state: by name, anything with ``state_dict`` and ``load_state_dict``.
+        """
+        from trainkit.checkpoint import CheckpointManager
+
+        manager = CheckpointManager(
+            url or self._checkpoint_dir,
+            state,
+            save=save,
+            keep=keep,
+            communicator=self._strategy.communicator,
+            monitor=self._monitor,
+        )
+        self.managers.append(manager)
+        return manager
+
+    def log(self, step: int, *, steps: int | None = None, **values: Any) -> None:
+        """Tell people how it goes; costs nothing while no line is due.
+
+        Args:
+            step: optimizer steps done.
+            steps: of the whole run, for a percentage and the time left.
+            values: numbers or one-element tensors by name; read only when shown.
+        """
+        self._console.log(step, steps, values)
+
+    def all_reduce(self, value: Any, op: str = "mean") -> Any:
+        """Combine a tensor or a number over all ranks.
+
+        Args:
+            value: the same shape on every rank; not changed.
+            op: ``mean``, ``sum``, ``min`` or ``max``.
+        """
+        if op not in ("mean", "sum", "min", "max"):
+            raise StrategyError(f"all_reduce(op={op!r}): expected mean, sum, min or max")
+        return self._strategy.all_reduce(value, op)
+
+    def barrier(self, name: str = "barrier", *, timeout: float | None = None) -> None:
+        """Wait until every rank is here.
+
+        Raises:
+            DeadlineError: some ranks did not come within ``timeout`` seconds; names them.
+        """
+        self._strategy.communicator.barrier(name, timeout=timeout)
+
+    def broadcast_object(self, value: Any, *, src: int = 0) -> Any:
+        """Give the object of rank ``src`` to all ranks."""
+        return self._strategy.communicator.broadcast_object(value, src=src)
+
+    def close_console(self) -> None:
+        """Leave the terminal as it was; called by ``run`` and ``init``."""
+        self._console.close()

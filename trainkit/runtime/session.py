@@ -1,0 +1,139 @@
+"""From a topology to a connected ``Context``, and back: the order of start and shutdown."""
+
+import contextlib
+import logging
+import random
+import sys
+from typing import Any
+
+from trainkit import config
+from trainkit.coordination import StepAgreement
+from trainkit.frameworks import frameworks_named_by
+from trainkit.lifecycle import RankMonitor
+from trainkit.runtime.context import Context
+from trainkit.strategies import Strategy, resolve
+from trainkit.topology import Topology
+
+__all__ = ["Session", "choose_strategy", "log_topology"]
+
+log = logging.getLogger("trainkit")
+
+
+def choose_strategy(
+    strategy: str | Strategy, topology: Topology, *, precision: str | None, device: str
+) -> Strategy:
+    """The strategy object for this job.
+
+    Args:
+        strategy: a name, ``auto``, or an object that is used as it is.
+        topology: of this process.
+        precision: handed to strategies of torch.
+        device: handed to strategies of torch.
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    main_module = sys.modules.get("__main__")
+    frameworks = frameworks_named_by(vars(main_module)) if main_module is not None else []
+    found = resolve(strategy, frameworks, topology.world_size or 0)
+    if found.framework == "torch":
+        options: dict[str, Any] = {"precision": precision, "device": device}
+        return found(**options)
+    return found()
+
+
+def log_topology(topology: Topology) -> None:
+    """Say in one line who we are, and in one each what deserves a warning."""
+    _log_to_stderr()
+    if topology.rank in (0, None) or topology.starts_ranks:
+        log.info("%s", topology.summary())
+        for note in topology.notes:
+            log.warning("%s", note)
+
+
+def _log_to_stderr() -> None:
+    """Show our own log lines where the program has not set up logging itself."""
+    if logging.getLogger().handlers or log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("trainkit: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+class Session:
+    """Everything of one rank that has to be closed again, in the right order."""
+
+    def __init__(self, strategy: Strategy, topology: Topology, settings: config.Settings) -> None:
+        self._strategy = strategy
+        self._topology = topology
+        self._settings = settings
+        self._monitor: RankMonitor | None = None
+        self._context: Context | None = None
+
+    def open(self, *, checkpoint_dir: str | None, seed: int | None) -> Context:
+        """Meet the other ranks and return the context.
+
+        Args:
+            checkpoint_dir: default folder of checkpoints.
+            seed: of the order of data and, where given, of all random generators; rank *r*
+                gets ``seed + r``, so that dropout differs over ranks.
+        """
+        self._strategy.connect(self._topology, self._settings.timeout)
+        self._monitor = self._make_monitor()
+        self._monitor.start()
+        if seed is not None:
+            _seed_everything(self._strategy, seed + self._strategy.communicator.rank)
+        self._context = Context(
+            self._topology,
+            self._strategy,
+            self._monitor,
+            checkpoint_dir=checkpoint_dir or self._settings.checkpoint_dir,
+            seed=seed or 0,
+        )
+        return self._context
+
+    @property
+    def monitor(self) -> RankMonitor | None:
+        """The rank's monitor, once ``open`` has made it."""
+        return self._monitor
+
+    def finish(self) -> None:
+        """After ``main`` returned: save what is unsaved."""
+        for manager in self._context.managers if self._context is not None else ():
+            manager.save_unsaved()
+
+    def close(self, *, failed: bool) -> None:
+        """Leave in order; after a failure without waiting for anybody."""
+        context, monitor = self._context, self._monitor
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._strategy.close, failed=failed)
+            if monitor is not None:
+                stack.callback(monitor.close)
+            if context is not None:
+                stack.callback(context.close_console)
+                for manager in context.managers:
+                    stack.callback(manager.close)
+
+    def _make_monitor(self) -> RankMonitor:
+        communicator = self._strategy.communicator
+        agreement = None
+        if communicator.world_size > 1:
+            agreement = StepAgreement(
+                self._strategy.watch_store(),
+                communicator.rank,
+                communicator.world_size,
+                timeout=self._settings.timeout,
+            )
+        return RankMonitor(
+            signals=self._settings.preemption_signals,
+            grace_period=self._settings.grace_period,
+            agreement=agreement,
+        )
+
+
+def _seed_everything(strategy: Strategy, seed: int) -> None:
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+    strategy.seed(seed)

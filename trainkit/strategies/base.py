@@ -1,0 +1,103 @@
+"""What every strategy offers, whatever its framework."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from trainkit.coordination import Communicator, Store
+from trainkit.topology import Role, Topology
+
+__all__ = ["Duty", "Strategy"]
+
+
+class Duty(StrEnum):
+    """What a process of a given role has to do under a strategy."""
+
+    TRAIN = "train"
+    SERVE = "serve"
+    EVALUATE = "evaluate"
+    IDLE = "idle"
+
+
+class Strategy(ABC):
+    """How the ranks of a job work together.
+
+    The order is fixed: ``duty`` (before anything is connected), ``connect`` (on the main
+    thread, before the user's ``main``), any of the others, ``close``.
+    """
+
+    framework: ClassVar[str]
+    """``torch``, ``tensorflow``, ``xgboost`` or ``plain``."""
+    name: ClassVar[str]
+    """As users write it in ``strategy=``."""
+
+    communicator: Communicator
+    """The control plane; there after ``connect``."""
+
+    @classmethod
+    def duty(cls, topology: Topology) -> Duty:
+        """What the process that ``topology`` describes has to do.
+
+        By default ranks train, an evaluator evaluates, and a ps has nothing to do.
+        """
+        if topology.role is Role.EVALUATOR:
+            return Duty.EVALUATE
+        if topology.role is Role.PS:
+            return Duty.IDLE
+        return Duty.TRAIN
+
+    @abstractmethod
+    def connect(self, topology: Topology, timeout: float) -> None:
+        """Meet the other ranks.
+
+        Args:
+            topology: of this process, which must be a rank.
+            timeout: seconds until everybody has to be there.
+
+        Raises:
+            DeadlineError: somebody did not come; the message names who.
+            EnvironmentFaultError: it cannot work on this host.
+        """
+
+    @property
+    @abstractmethod
+    def device(self) -> Any:
+        """The framework's device of this rank."""
+
+    @property
+    def data_shard(self) -> tuple[int, int]:
+        """(index, count): which part of the data this rank reads."""
+        return self.communicator.rank, self.communicator.world_size
+
+    def watch_store(self) -> Store:
+        """A store for a watching thread, while the training thread uses the communicator's."""
+        return self.communicator.store
+
+    @abstractmethod
+    def setup(self, model: Any) -> Any:
+        """Place ``model`` on the device and make it train together with the other ranks'."""
+
+    @abstractmethod
+    def all_reduce(self, value: Any, op: str) -> Any:
+        """Combine ``value`` over all ranks; ``op`` is mean, sum, min or max."""
+
+    @contextmanager
+    def no_sync(self, model: Any) -> Iterator[None]:
+        """While open, backward passes of ``model`` only accumulate gradients locally."""
+        del model
+        yield
+
+    @property
+    def native(self) -> Any:
+        """The framework's own object, for what this interface does not cover."""
+        return None
+
+    def seed(self, seed: int) -> None:
+        """Seed the framework's random generators of this rank."""
+        del seed
+
+    @abstractmethod
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the other ranks: in order, or at once after a failure."""

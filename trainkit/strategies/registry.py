@@ -1,0 +1,72 @@
+"""From a strategy's name to its class, importing a framework only when it is used."""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from trainkit.errors import DependencyError, StrategyError, UsageError
+from trainkit.strategies.base import Strategy
+
+__all__ = ["resolve", "strategies"]
+
+_HOMES: dict[tuple[str, str], str] = {
+    ("plain", "plain"): "trainkit.strategies.plain:Plain",
+    ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
+    ("torch", "single"): "trainkit.strategies.torch.single:Single",
+}
+
+
+def strategies() -> list[tuple[str, str]]:
+    """(framework, name) of every strategy there is."""
+    return sorted(_HOMES)
+
+
+def resolve(name: str, frameworks: list[str], world_size: int) -> type[Strategy]:
+    """The class of the strategy called ``name``.
+
+    Args:
+        name: as the user wrote it: ``auto``, ``ddp``, or ``torch:ddp`` where a bare name
+            would be ambiguous.
+        frameworks: that the main module names.
+        world_size: of the job; ``auto`` takes ``single`` for 1.
+
+    Raises:
+        UsageError: no such strategy, or several frameworks and no choice between them.
+        StrategyError: the framework has no strategy yet.
+        DependencyError: the framework is not installed.
+    """
+    framework, _, bare = name.rpartition(":")
+    if bare == "auto":
+        framework = framework or _only(frameworks)
+        bare = {"torch": "single" if world_size == 1 else "ddp"}.get(framework, framework)
+    matches = [k for k in _HOMES if k[1] == bare and framework in ("", k[0])]
+    if len(matches) > 1:
+        matches = [key for key in matches if key[0] in frameworks] or matches
+    if not matches:
+        raise _unknown(name, framework)
+    framework = matches[0][0]
+    if framework != "plain" and find_spec(framework) is None:
+        raise DependencyError(
+            f"strategy {name!r} needs {framework}, which is not installed. Install "
+            f'"trainkit[{framework}]", or {framework} in the build that fits your GPUs.'
+        )
+    module, _, attribute = _HOMES[matches[0]].partition(":")
+    found: type[Strategy] = getattr(import_module(module), attribute)
+    return found
+
+
+def _only(frameworks: list[str]) -> str:
+    if len(frameworks) > 1:
+        raise UsageError(
+            f"the main module uses {' and '.join(frameworks)}: say which of them trains, with "
+            f'strategy="torch:auto", say.'
+        )
+    return frameworks[0] if frameworks else "plain"
+
+
+def _unknown(name: str, framework: str) -> UsageError | StrategyError:
+    known = ", ".join(f"{a}:{b}" for a, b in strategies())
+    if framework and not any(key[0] == framework for key in _HOMES):
+        return StrategyError(
+            f"there is no strategy for {framework} yet (strategy={name!r}). Known: {known}."
+        )
+    return UsageError(f"strategy={name!r} is not known. Known: auto, {known}.")

@@ -1,0 +1,94 @@
+"""Data parallel: every rank holds the whole model, gradients are averaged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from trainkit.coordination import Communicator, Store
+from trainkit.strategies.torch.link import RankLink
+from trainkit.strategies.torch.process_group import close_process_group, open_process_group
+from trainkit.strategies.torch.single import Single
+from trainkit.topology import Topology
+
+__all__ = ["DDP"]
+
+_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "mean": dist.ReduceOp.SUM,
+    "min": dist.ReduceOp.MIN,
+    "max": dist.ReduceOp.MAX,
+}
+
+
+class DDP(Single):
+    """torch's DistributedDataParallel; at world size 1 no wrapper, so no cost."""
+
+    name = "ddp"
+
+    def __init__(self, *, precision: str | None = None, device: str = "auto") -> None:
+        """Prepare; see ``Single``."""
+        super().__init__(precision=precision, device=device)
+        self.link: RankLink | None = None
+
+    def connect(self, topology: Topology, timeout: float) -> None:
+        """See ``Strategy.connect``: NCCL among GPUs, gloo among CPUs."""
+        self._take_device(topology)
+        if topology.world_size == 1:
+            self.communicator = Communicator.solo()
+        else:
+            self.link = RankLink.open(topology, timeout)
+            self.communicator = self.link.communicator
+        open_process_group(self.link, topology, self._device, timedelta(seconds=timeout))
+
+    def watch_store(self) -> Store:
+        """See ``Strategy.watch_store``."""
+        if self.link is None:
+            return super().watch_store()
+        return self.link.second_connection("watch")
+
+    def setup(self, model: Any) -> Any:
+        """Move ``model`` to the device and wrap it; rank 0's parameters go to all ranks."""
+        model = super().setup(model)
+        trains = any(parameter.requires_grad for parameter in model.parameters())
+        if self.communicator.world_size == 1 or not trains:
+            return model
+        devices = [self._device] if self._device.type == "cuda" else None
+        # Views: gradients live in the buckets that are sent, so nothing is copied there.
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def all_reduce(self, value: Any, op: str) -> Any:
+        """See ``Strategy.all_reduce``; takes a tensor or a number and gives back the same."""
+        if self.communicator.world_size == 1:
+            return value
+        tensor = torch.as_tensor(value, device=self._device)
+        tensor = tensor.clone() if isinstance(value, torch.Tensor) else tensor.double()
+        dist.all_reduce(tensor, _OPS[op])
+        if op == "mean":
+            tensor = tensor / self.communicator.world_size
+        return tensor if isinstance(value, torch.Tensor) else type(value)(tensor.item())
+
+    @contextmanager
+    def no_sync(self, model: Any) -> Iterator[None]:
+        """See ``Strategy.no_sync``."""
+        wrapped = getattr(model, "_orig_mod", model)
+        if isinstance(wrapped, DistributedDataParallel):
+            with wrapped.no_sync():
+                yield
+        else:
+            yield
+
+    @property
+    def native(self) -> Any:
+        """torch's default process group."""
+        return dist.group.WORLD
+
+    def close(self, *, failed: bool = False) -> None:
+        """See ``Strategy.close``."""
+        close_process_group(failed=failed)
+        if self.link is not None:
+            self.link.close(failed=failed)
