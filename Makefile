@@ -1,0 +1,122 @@
+# Two commands on a fresh machine: `make mnist` and `make test`. Each first sets up what it
+# needs in .venv: minutes once (torch is large), no time while pyproject.toml stays as it is.
+# ARGS reaches the command: make mnist ARGS="--epochs 1", make test ARGS="-k topology".
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+VENV312 ?= .venv312
+BIN := $(VENV)/bin
+ARGS ?=
+
+# A person at a terminal wants to see the download move; a log does not.
+PIP_INSTALL := -m pip install --disable-pip-version-check $(if $(CI),--quiet --progress-bar off)
+
+# A name on PATH may be a shim that does not run (pyenv's), so candidates are tried.
+PYTHONS := $(or $(PYTHON),python3 python3.12 python3.11)
+PYTHONS312 := $(or $(PYTHON312),python3.12 python3 \
+	$(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12.*/bin/python3.12))
+
+# Prints the first of the candidates $(1) that satisfies the Python expression $(2).
+define first_python
+for candidate in $(1); do
+	if "$$candidate" -c "import sys; sys.exit(not ($(2)))" 2>/dev/null; then
+		echo "$$candidate"
+		break
+	fi
+done
+endef
+
+SUITABLE := (3, 11) <= sys.version_info < (3, 13)
+IS_312 := sys.version_info[:2] == (3, 12)
+
+# Makes sure of a venv in $(1) whose Python satisfies $(3), from one of the candidates $(2).
+define make_venv
+if ! "$(1)/bin/python" -c "import pip, sys; sys.exit(not ($(3)))" 2>/dev/null; then
+	python="$$($(call first_python,$(2),$(3)))"
+	if [ -z "$$python" ]; then
+		echo "trainkit needs Python 3.11 or 3.12, and none of these is one: $(2)." >&2
+		echo "Install one, or name it: make PYTHON=/path/to/python3.11 …" >&2
+		exit 1
+	fi
+	if ! "$$python" -c "import ensurepip, venv" 2>/dev/null; then
+		echo "$$python cannot make a virtual environment: venv or ensurepip is missing." >&2
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2
+		exit 1
+	fi
+	"$$python" -m venv --clear "$(1)"
+fi
+endef
+
+define install
+$(call make_venv,$(VENV),$(PYTHONS),$(SUITABLE))
+echo "Installing trainkit[$(1)] into $(VENV); this takes minutes the first time."
+"$(BIN)/python" $(PIP_INSTALL) --editable ".[$(1)]"
+endef
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# Running needs less than developing, so each has a stamp of its own. It is touched only once
+# pip has succeeded: an interrupted install is taken up again.
+$(VENV)/.installed-run: pyproject.toml
+	@$(call install,torch)
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	@$(call install,dev)
+	touch $@ $(VENV)/.installed-run
+
+.PHONY: venv
+venv: $(VENV)/.installed-dev ## set up .venv with everything that development needs
+
+# One thread a rank is what torchrun sets as well, after a warning of four lines.
+.PHONY: mnist
+mnist: $(VENV)/.installed-run ## train on the embedded digits with two ranks
+	@export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
+	"$(BIN)/torchrun" --nproc-per-node=2 -m trainkit.recipes.mnist $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## run CI's sample of the tests
+	@"$(BIN)/python" -m pytest -m "not slow" $(ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.installed-dev ## run every test, the slow ones too
+	@"$(BIN)/python" -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## check style (ruff) and which room imports which
+	@"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/lint-imports"
+
+.PHONY: types
+types: $(VENV)/.installed-dev ## check types (mypy)
+	@"$(BIN)/mypy"
+
+# The second Python also shows that trainkit is whole without a framework: its environment
+# has none, and it runs every test file that imports none.
+FRAMEWORK_IMPORT := ^(from|import) .*\b(torch|torchvision|mpi4py|numpy|recipes)\b
+
+.PHONY: test-py312
+test-py312: ## run the framework-free tests on Python 3.12, if there is one
+	@if [ -z "$$($(call first_python,$(PYTHONS312),$(IS_312)))" ]; then
+		echo "test-py312 skipped: none of these is Python 3.12: $(PYTHONS312)"
+		exit 0
+	fi
+	if [ ! "$(VENV312)/.installed" -nt pyproject.toml ]; then
+		$(call make_venv,$(VENV312),$(PYTHONS312),$(IS_312))
+		"$(VENV312)/bin/python" $(PIP_INSTALL) --editable ".[test,jobs]"
+		touch "$(VENV312)/.installed"
+	fi
+	ignored="$$(grep -rlE --include="*.py" "$(FRAMEWORK_IMPORT)" tests | sed "s/^/--ignore=/")" || true
+	"$(VENV312)/bin/python" -m pytest -m "not slow" --ignore=tests/distributed $$ignored $(ARGS)
+
+.PHONY: clean
+clean: ## remove the environments and the caches of the tools
+	@rm -rf "$(VENV)" "$(VENV312)" .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
