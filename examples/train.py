@@ -16,7 +16,7 @@ def main(ctx: trainkit.Context) -> None:
         model=model, optimizer=optimizer, loader=loader, progress=progress
     )
     checkpoints.restore_latest()  # step restored, or None
-    for progress.epoch in range(progress.epoch, 10):
+    for progress.epoch in range(progress.epoch, 10):  # noqa: B020 - goes on where it was
         for x, y in loader:
             loss = torch.nn.functional.cross_entropy(model(x), y)
             optimizer.zero_grad()
