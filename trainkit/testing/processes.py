@@ -1,0 +1,82 @@
+"""What ``/proc`` says about processes: who is whose child, and which descend from one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ProcessInfo", "descendants", "process_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """One process as ``/proc/<pid>/stat`` shows it."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    state: str
+    """``R``, ``S``, ``D``, ``T``, ``Z`` …; ``Z`` is dead and not yet waited for."""
+    started: int
+    """Clock ticks since boot; with ``pid`` it identifies a process for good."""
+
+    @property
+    def zombie(self) -> bool:
+        """Whether it is dead already and only waits to be reaped."""
+        return self.state in "ZX"
+
+    def command(self) -> str:
+        """Its command line, or its name in brackets when there is none."""
+        try:
+            words = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return "[gone]"
+        line = " ".join(word.decode(errors="replace") for word in words if word)
+        return line or f"[{'zombie' if self.zombie else 'no command line'}]"
+
+
+def process_table() -> dict[int, ProcessInfo]:
+    """All processes that this one can see, by process id."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            info = _read(int(name))
+            if info is not None:
+                found[info.pid] = info
+    return found
+
+
+def descendants(
+    ancestor: int, table: Mapping[int, ProcessInfo] | None = None
+) -> dict[int, ProcessInfo]:
+    """The children of ``ancestor``, their children and so on; without ``ancestor`` itself."""
+    table = process_table() if table is None else table
+    children: dict[int, list[ProcessInfo]] = {}
+    for info in table.values():
+        children.setdefault(info.parent, []).append(info)
+    found: dict[int, ProcessInfo] = {}
+    waiting = [ancestor]
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child.pid not in found:
+                found[child.pid] = child
+                waiting.append(child.pid)
+    return found
+
+
+def _read(pid: int) -> ProcessInfo | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None  # it ended while the folder was read
+    # The name is in parentheses and may hold blanks and parentheses itself.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return ProcessInfo(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        state=fields[0].decode(),
+        started=int(fields[19]),
+    )
