@@ -91,9 +91,11 @@ test-all: $(VENV)/.installed-dev ## run every test, the slow ones too
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## check style (ruff) and which room imports which
-	@"$(BIN)/ruff" check .
-	"$(BIN)/ruff" format --check .
-	"$(BIN)/lint-imports"
+	@failed=
+	"$(BIN)/ruff" check . || failed=1
+	"$(BIN)/ruff" format --check . || failed=1
+	"$(BIN)/lint-imports" || failed=1
+	[ -z "$$failed" ]
 
 .PHONY: types
 types: $(VENV)/.installed-dev ## check types (mypy)

@@ -1,0 +1,164 @@
+"""What the job YAML promises, beyond being valid: one image, one grace period, codes that match."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import trainkit
+from trainkit.errors import ExitCode
+
+ROOT = Path(__file__).parents[2]
+IMAGE = f"ghcr.io/trainkit/torch:{trainkit.__version__}"
+RECIPES = [file for file in sorted((ROOT / "recipes").glob("*/*.yaml"))]
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What a trainer pod of any kind is made of."""
+
+    image: str
+    command: list[str]
+    env: dict[str, str]
+    resources: dict[str, Any]
+    annotations: dict[str, str]
+    spec: dict[str, Any]
+    """Pod spec; of a TrainJob the part that is laid over the runtime's."""
+
+
+def pods(document: dict[str, Any]) -> list[Pod]:
+    spec = document["spec"]
+    if document["kind"] == "TrainJob":
+        (patch,) = spec["runtimePatches"]
+        (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        template, trainer = job["template"]["spec"]["template"], spec["trainer"]
+        return [_pod(template, trainer, trainer["resourcesPerNode"])]
+    if document["kind"] == "PyTorchJob":
+        templates = [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
+    else:
+        templates = [spec["template"]]
+    containers = [template["spec"]["containers"][0] for template in templates]
+    return [
+        _pod(template, container, container["resources"])
+        for template, container in zip(templates, containers, strict=True)
+    ]
+
+
+def _pod(template: dict[str, Any], container: dict[str, Any], resources: dict[str, Any]) -> Pod:
+    return Pod(
+        image=container["image"],
+        command=container["command"],
+        env={variable["name"]: variable["value"] for variable in container["env"]},
+        resources=resources,
+        annotations=template["metadata"]["annotations"],
+        spec=template["spec"],
+    )
+
+
+def load(file: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(file.read_text())
+    return document
+
+
+every_pod = pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param(pod, id=f"{file.parent.name}/{file.stem}-{index}")
+        for file in RECIPES
+        for index, pod in enumerate(pods(load(file)))
+    ],
+)
+
+
+def test_there_is_a_file_for_each_kind():
+    kinds = {load(file)["kind"] for file in RECIPES if file.parent.name == "mnist"}
+    assert kinds == {"Job", "PyTorchJob", "TrainJob"}
+
+
+@every_pod
+def test_one_image_of_this_version(pod: Pod):
+    assert pod.image == IMAGE
+
+
+@every_pod
+def test_the_command_starts_a_recipe_plainly(pod: Pod):
+    python, flag, module = pod.command
+    assert (python, flag) == ("python", "-m")
+    assert find_spec("trainkit.recipes") is not None
+    assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+@every_pod
+def test_grace_is_said_twice_and_equal(pod: Pod):
+    seconds = pod.spec["terminationGracePeriodSeconds"]
+    assert pod.env["TRAINKIT_GRACE_PERIOD"] == str(seconds)
+
+
+@every_pod
+def test_checkpoints_outlive_the_pod(pod: Pod):
+    claim = load(ROOT / "recipes/checkpoints.yaml")["metadata"]["name"]
+    volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+    mounts = {
+        mount["mountPath"]: volumes[mount["name"]]
+        for mount in pod.spec["containers"][0]["volumeMounts"]
+    }
+    folder = Path(pod.env["TRAINKIT_CHECKPOINT_DIR"])
+    assert mounts[str(folder.parent)]["persistentVolumeClaim"]["claimName"] == claim
+
+
+def test_no_two_jobs_share_a_checkpoint_folder():
+    folders = [{pod.env["TRAINKIT_CHECKPOINT_DIR"] for pod in pods(load(file))} for file in RECIPES]
+    assert all(len(folder) == 1 for folder in folders)
+    assert len(set.union(*folders)) == len(RECIPES)
+
+
+@every_pod
+def test_shared_memory_is_a_part_of_the_memory_limit(pod: Pod):
+    (shm,) = [v["emptyDir"] for v in pod.spec["volumes"] if v["name"] == "shm"]
+    assert shm["medium"] == "Memory"
+    limit = pod.resources["limits"]["memory"]
+    assert limit == pod.resources["requests"]["memory"]
+    assert 0 < int(shm["sizeLimit"].removesuffix("Gi")) < int(limit.removesuffix("Gi"))
+    mounts = {mount["mountPath"] for mount in pod.spec["containers"][0]["volumeMounts"]}
+    assert "/dev/shm" in mounts
+
+
+@every_pod
+def test_the_restricted_pod_security_standard_is_met(pod: Pod):
+    assert pod.spec["securityContext"]["runAsNonRoot"] is True
+    assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    container = pod.spec["containers"][0]["securityContext"]
+    assert container == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@every_pod
+def test_no_mesh_sidecar(pod: Pod):
+    assert pod.annotations["sidecar.istio.io/inject"] == "false"
+
+
+def test_a_job_gives_up_on_exactly_the_permanent_codes():
+    spec = load(ROOT / "recipes/mnist/job.yaml")["spec"]
+    (fail,) = [r["onExitCodes"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r]
+    permanent = [int(code) for code in ExitCode if 0 < code < 128]
+    assert (fail["operator"], fail["values"]) == ("In", permanent)
+    assert fail["containerName"] == spec["template"]["spec"]["containers"][0]["name"]
+    assert spec["template"]["spec"]["restartPolicy"] == "Never", "Kubernetes asks for it"
+
+
+def test_a_disruption_is_looked_at_before_the_code():
+    spec = load(ROOT / "recipes/mnist/job.yaml")["spec"]
+    first = spec["podFailurePolicy"]["rules"][0]
+    assert first["action"] == "Ignore"
+    assert first["onPodConditions"][0]["type"] == "DisruptionTarget"
+
+
+def test_the_pods_of_a_pytorchjob_are_alike_and_restart_by_exit_code():
+    replicas = load(ROOT / "recipes/mnist/pytorchjob.yaml")["spec"]["pytorchReplicaSpecs"]
+    assert list(replicas) == ["Master", "Worker"]
+    assert replicas["Master"]["template"] == replicas["Worker"]["template"]
+    assert {replica["restartPolicy"] for replica in replicas.values()} == {"ExitCode"}
+    names = [c["name"] for c in replicas["Master"]["template"]["spec"]["containers"]]
+    assert names == ["pytorch"], "the operator looks for this name"
