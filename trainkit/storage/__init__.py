@@ -1,0 +1,7 @@
+"""One interface over the places where checkpoints and data lie."""
+
+from trainkit.storage.base import Bytes, Storage
+from trainkit.storage.local import LocalStorage
+from trainkit.storage.opening import open_storage
+
+__all__ = ["Bytes", "LocalStorage", "Storage", "open_storage"]

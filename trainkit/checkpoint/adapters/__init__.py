@@ -1,0 +1,1 @@
+"""From objects in memory to documents on disk, and back."""

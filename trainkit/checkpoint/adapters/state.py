@@ -1,0 +1,122 @@
+"""The state of a run as documents: which adapter serves which entry."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainkit.checkpoint.adapters import rng
+from trainkit.checkpoint.adapters.base import Apply, Document, Saved, StateAdapter
+from trainkit.checkpoint.adapters.plain import PlainAdapter, check_restorable, give_back, state_of
+from trainkit.checkpoint.format.layout import check_entry_name, rank_state_path
+from trainkit.checkpoint.format.manifest import Entry
+from trainkit.errors import EnvironmentFaultError, UsageError
+from trainkit.frameworks import loaded, of_object
+from trainkit.state import PerRank
+
+__all__ = ["Restoration", "capture_rank", "capture_shared", "check_state"]
+
+log = logging.getLogger(__name__)
+
+_PER_RANK = "per_rank"
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Refuse a state that can never be saved or given back, before training begins.
+
+    Raises:
+        UsageError: the message names the entry.
+    """
+    for name, value in state.items():
+        check_entry_name(name)
+        check_restorable(name, value.value if isinstance(value, PerRank) else value)
+    folded = {name.casefold() for name in state}
+    if len(folded) != len(state):  # one file for two entries, on some mounts
+        raise UsageError(f"entries that differ only in case: {', '.join(sorted(state))}")
+
+
+def capture_shared(state: Mapping[str, Any]) -> Iterator[tuple[str, Entry, list[Document]]]:
+    """Entries that are the same on all ranks, one after the other: name, record, documents.
+
+    Raises:
+        UsageError: something cannot be saved; the message names its place.
+    """
+    for name, value in state.items():
+        if isinstance(value, PerRank):
+            yield name, Entry(_PER_RANK, ()), []
+            continue
+        adapter = _adapter(value)
+        documents = adapter.capture(name, state)
+        yield name, Entry(adapter.kind, tuple(d.path for d in documents)), documents
+
+
+def capture_rank(state: Mapping[str, Any], rank: int) -> Document:
+    """What only this rank has: its ``PerRank`` entries and its random generators."""
+    entries = {n: state_of(v.value) for n, v in state.items() if isinstance(v, PerRank)}
+    return Document.of(
+        rank_state_path(rank), f"rank {rank}", {"entries": entries, "random": rng.capture()}
+    )
+
+
+class Restoration:
+    """Gives a checkpoint back to a state: all is checked before anything is changed."""
+
+    def __init__(self, state: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+        """Compare the names and kinds of entries.
+
+        Raises:
+            EnvironmentFaultError: the run has an entry that the checkpoint lacks, or that was
+                saved as something else.
+        """
+        self._state = state
+        self._applies: list[Apply] = []
+        self._random: dict[str, Any] | None = None
+        for name, value in state.items():
+            expected = _PER_RANK if isinstance(value, PerRank) else _adapter(value).kind
+            found = entries[name].kind if name in entries else "no such entry"
+            if expected != found:
+                raise EnvironmentFaultError(
+                    f"{name}: the run expects a {expected}, the checkpoint holds {found} (it has "
+                    f"{', '.join(sorted(entries)) or 'nothing'}). Restore with the entries that "
+                    f"were saved, or start with another checkpoint folder."
+                )
+        left = sorted(set(entries) - set(state))
+        if left:
+            log.warning("not restored, since this run does not name them: %s", ", ".join(left))
+
+    def prepare(self, name: str, saved: Mapping[str, Saved]) -> None:
+        """Check one entry that is the same on all ranks.
+
+        Raises:
+            EnvironmentFaultError: it does not fit; the message names the first difference.
+        """
+        self._applies.append(_adapter(self._state[name]).prepare(name, self._state, saved))
+
+    def prepare_rank(self, saved: Saved, *, same_world: bool) -> None:
+        """Check what was saved by the rank of the same number.
+
+        Args:
+            saved: the document of that rank.
+            same_world: whether there are as many ranks as there were; otherwise the random
+                generators are left as they are.
+        """
+        value = saved.value()
+        for name, entry in value["entries"].items():
+            if isinstance(self._state.get(name), PerRank):
+                self._applies.append(give_back(name, self._state[name].value, entry))
+        if same_world:
+            self._random = value["random"]
+
+    def apply(self) -> None:
+        """Change the state; random generators last, since loading may draw numbers."""
+        for apply in self._applies:
+            apply()
+        if self._random is not None:
+            rng.give_back(self._random)
+
+
+def _adapter(value: Any) -> StateAdapter:
+    if loaded("torch") and of_object(value) == "torch":
+        from trainkit.checkpoint.adapters.torch import adapter_for
+
+        return adapter_for(value) or PlainAdapter()
+    return PlainAdapter()

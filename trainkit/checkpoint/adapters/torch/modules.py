@@ -1,0 +1,128 @@
+"""torch's modules: a folder that is a model to any reader of safetensors."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from trainkit.checkpoint.adapters.base import Apply, Document, Saved
+from trainkit.checkpoint.adapters.torch.tensors import is_tensor, restored, source
+from trainkit.checkpoint.format.layout import RESERVED
+from trainkit.checkpoint.format.tensors import METADATA
+from trainkit.errors import EnvironmentFaultError, UsageError
+
+__all__ = ["ModuleAdapter", "canonical_names"]
+
+log = logging.getLogger(__name__)
+
+
+def canonical_names(module: torch.nn.Module) -> Callable[[str], str]:
+    """How names of ``module``'s parameters and buffers are stored: without its wrappers.
+
+    DistributedDataParallel and DataParallel put ``module.`` before the names of what they
+    wrap and ``torch.compile`` puts ``_orig_mod.``, at any depth. Stored without, a state
+    loads bare, wrapped and compiled alike. A child that a user calls ``module`` keeps its name.
+    """
+    parallel = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
+    dropped = set()
+    for path, child in module.named_modules(remove_duplicate=False):
+        before = f"{path}." if path else ""
+        if isinstance(child, parallel):
+            dropped.add(f"{before}module")
+        elif type(child).__name__ == "OptimizedModule":
+            dropped.add(f"{before}_orig_mod")
+
+    def canonical(name: str) -> str:
+        parts = name.split(".")
+        paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
+        kept = [part for part, path in zip(parts, paths, strict=True) if path not in dropped]
+        return ".".join(kept)
+
+    return canonical if dropped else str
+
+
+class ModuleAdapter:
+    """Saves a module as a folder that any reader of safetensors takes for a model.
+
+    Tied weights are stored under each of their names, so that ``load_state_dict`` of the plain
+    file is complete. A module's extra state, which may be any value, lies beside it.
+    """
+
+    kind: ClassVar[str] = "module"
+
+    def capture(self, name: str, state: Mapping[str, Any]) -> list[Document]:
+        """See ``StateAdapter.capture``."""
+        if name in RESERVED:
+            raise UsageError(f"a module cannot be the checkpoint entry {name!r}: name it otherwise")
+        tensors, extra = {}, {}
+        for key, _, value in _items(state[name]):
+            if is_tensor(value) and key != METADATA:
+                tensors[key] = source(value, f"{name}.{key}")
+            else:
+                extra[key] = value
+        documents = [Document(f"{name}/model", tensors)]
+        if extra:
+            documents.append(Document.of(f"{name}/extra", name, extra))
+        return documents
+
+    def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
+        """See ``StateAdapter.prepare``."""
+        module = state[name]
+        found: dict[str, Any] = {
+            key: restored(stored) for key, stored in saved[f"{name}/model"].tensors.items()
+        }
+        if f"{name}/extra" in saved:
+            found.update(saved[f"{name}/extra"].value())
+        expected = {key: (own, value) for key, own, value in _items(module)}
+        _compare(name, {key: value for key, (_, value) in expected.items()}, found)
+        mapped = {own: found[key] for key, (own, _) in expected.items()}
+
+        def apply() -> None:
+            module.load_state_dict(mapped)
+
+        return apply
+
+
+def _items(module: torch.nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """The module's state as stored name, own name, value."""
+    canonical = canonical_names(module)
+    for own, value in module.state_dict().items():
+        yield canonical(own), own, value
+
+
+def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse a saved module with other names or shapes, and warn of other element types."""
+    hint = (
+        "Restore into the model that was saved, or start with another checkpoint folder; "
+        "nothing was changed."
+    )
+    missing = [key for key in expected if key not in found]
+    surplus = [key for key in found if key not in expected]
+    if missing or surplus:
+        raise EnvironmentFaultError(
+            f"{name}: the checkpoint is of another model. In the run and not in the checkpoint: "
+            f"{_some(missing)}; in the checkpoint and not in the run: {_some(surplus)}. {hint}"
+        )
+    for key, value in expected.items():
+        if not is_tensor(value):
+            continue
+        if not is_tensor(found[key]) or value.shape != found[key].shape:
+            shape = tuple(getattr(found[key], "shape", ()))
+            raise EnvironmentFaultError(
+                f"{name}.{key}: the run expects the shape {tuple(value.shape)}, the checkpoint "
+                f"holds {shape}. {hint}"
+            )
+        if value.dtype != found[key].dtype:
+            log.warning(
+                "%s.%s: saved as %s and restored as %s; values may lose precision",
+                name,
+                key,
+                found[key].dtype,
+                value.dtype,
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "nothing"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -1,0 +1,88 @@
+"""torch's tensors as bytes, and back."""
+
+from typing import Any
+
+from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
+from trainkit.errors import DependencyError, UsageError
+from trainkit.storage import Bytes
+
+try:
+    import torch
+except ImportError:
+    raise DependencyError(
+        "the checkpoint holds torch tensors; install trainkit[torch], or torch"
+    ) from None
+
+__all__ = ["copy_into", "is_tensor", "restored", "source"]
+
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether ``value`` is a tensor or a parameter."""
+    return isinstance(value, torch.Tensor)
+
+
+def source(tensor: torch.Tensor, where: str) -> TensorSource:
+    """Describe a tensor for a tensor file; it leaves its device when its turn comes.
+
+    Raises:
+        UsageError: a layout or an element type that has no place in safetensors.
+    """
+    kind = type(tensor).__name__
+    if tensor.layout != torch.strided or tensor.is_quantized or kind == "DTensor":
+        shown = kind if kind == "DTensor" else f"{tensor.layout} tensor"
+        raise UsageError(f"{where} is a {shown}; only plain dense tensors can be saved yet")
+    if tensor.is_meta or tensor.dtype not in _DTYPES:
+        raise UsageError(
+            f"{where} is a tensor of {tensor.dtype} on {tensor.device}, which a checkpoint "
+            f"cannot hold. Element types that it holds: {', '.join(map(str, _DTYPES))}."
+        )
+
+    def load() -> Bytes:
+        if tensor.numel() == 0:
+            return b""
+        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+        return flat.view(torch.uint8).numpy().data
+
+    return TensorSource(_DTYPES[tensor.dtype], tuple(tensor.shape), load)
+
+
+def restored(stored: StoredTensor) -> torch.Tensor:
+    """A tensor over the stored bytes themselves, on the CPU.
+
+    Raises:
+        ValueError: a type of element that torch does not have.
+    """
+    dtype = _BY_NAME.get(stored.dtype)
+    if dtype is None:
+        raise ValueError(f"torch has no element type for {stored.dtype}")
+    if len(stored.data) == 0:
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(stored.data, dtype=dtype).reshape(stored.shape)
+
+
+def copy_into(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Write ``value`` into the tensor ``target`` itself."""
+    with torch.no_grad():
+        target.copy_(value)

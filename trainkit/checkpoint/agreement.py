@@ -1,0 +1,100 @@
+"""What fails on one rank fails on all: nobody goes on alone, and nobody waits for the dead."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from trainkit import errors
+from trainkit.coordination import Communicator
+from trainkit.errors import Preempted, TrainkitError
+
+__all__ = ["Failure", "Outcome", "on_all_ranks"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of one rank, as the other ranks hear of it."""
+
+    rank: int
+    kind: str
+    text: str
+    errno: int | None
+
+    @classmethod
+    def of(cls, rank: int, error: BaseException) -> "Failure":
+        """Describe ``error``."""
+        known = (base.__name__ for base in type(error).__mro__)
+        kind = next((name for name in known if name in errors.__all__), "")
+        return cls(rank, kind, f"{type(error).__name__}: {error}", getattr(error, "errno", None))
+
+    @property
+    def is_io(self) -> bool:
+        """Whether it is an I/O error that may not come again, as on a full or busy disk."""
+        return not self.kind and self.errno is not None
+
+    def as_error(self) -> BaseException:
+        """The error that another rank raises."""
+        text = f"rank {self.rank} failed: {self.text}"
+        if self.kind:
+            return getattr(errors, self.kind)(text)  # type: ignore[no-any-return]
+        if self.errno is not None:
+            return OSError(self.errno, f"{os.strerror(self.errno)} ({text})")
+        return RuntimeError(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What an action came to on all ranks; the same on each but for ``error``."""
+
+    results: list[T | None]
+    failures: list[Failure]
+    error: BaseException | None
+
+    def check(self) -> list[T]:
+        """The results by rank, if there was no failure.
+
+        Raises:
+            BaseException: this rank's own error, or one like that of the first rank that failed.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.failures:
+            raise self.failures[0].as_error()
+        return self.results  # type: ignore[return-value]
+
+    @property
+    def io_only(self) -> bool:
+        """Whether there are failures and all are I/O errors, so that one may try again."""
+        return bool(self.failures) and all(failure.is_io for failure in self.failures)
+
+
+def on_all_ranks(
+    communicator: Communicator, action: Callable[[], T], *, timeout: float
+) -> Outcome[T]:
+    """Run ``action`` on this rank, and learn what it came to on all; every rank calls it.
+
+    Args:
+        communicator: of the ranks.
+        action: what this rank does; its result is sent to the others.
+        timeout: seconds to wait for the slowest rank.
+
+    Raises:
+        DeadlineError: some ranks did not come; the message names them.
+    """
+    result: T | None = None
+    error: BaseException | None = None
+    try:
+        result = action()
+    except Preempted:
+        raise
+    except (Exception, TrainkitError) as failed:
+        error = failed
+    failure = None if error is None else Failure.of(communicator.rank, error)
+    gathered: list[tuple[Any, Failure | None]] = communicator.all_gather_object(
+        (result, failure), timeout=timeout
+    )
+    failures = [failed for _, failed in gathered if failed is not None]
+    return Outcome([value for value, _ in gathered], failures, error)

@@ -1,0 +1,1 @@
+"""How a checkpoint lies on disk: names, manifests, tensor files. ``tkc/1``."""

@@ -1,0 +1,82 @@
+"""Checksums of files in chunks, made while the bytes pass by."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from trainkit.storage import Bytes
+
+__all__ = ["CHUNK_BYTES", "ChunkHasher", "FileRecord", "digest"]
+
+CHUNK_BYTES = 8 * 1024 * 1024
+"""One checksum covers this many bytes; the last chunk of a file may be shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size of a file in bytes, and the xxh3-128 of each of its chunks in hexadecimal."""
+
+    size: int
+    chunks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it stands in a manifest."""
+        return {"size": self.size, "xxh3_128": list(self.chunks)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "FileRecord":
+        """Read a record back.
+
+        Raises:
+            ValueError: size and number of chunks do not fit, or are missing.
+        """
+        size, chunks = value["size"], value["xxh3_128"]
+        if type(size) is not int or size < 0 or not all(isinstance(c, str) for c in chunks):
+            raise ValueError("a file record without size or checksums")
+        if len(chunks) != -(-size // CHUNK_BYTES):
+            raise ValueError(f"{len(chunks)} checksums for {size} bytes")
+        return cls(size, tuple(chunks))
+
+
+def digest(data: Bytes) -> str:
+    """The xxh3-128 of ``data`` in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+@dataclass(slots=True)
+class ChunkHasher:
+    """Hashes a stream of bytes; ``record`` is right once the stream has ended."""
+
+    _size: int = 0
+    _chunks: list[str] = field(default_factory=list)
+    _open: Any = field(default_factory=xxhash.xxh3_128)
+
+    def passing(self, parts: Iterable[Bytes]) -> Iterator[Bytes]:
+        """Yield ``parts`` unchanged and hash them on the way."""
+        for part in parts:
+            self.update(part)
+            yield part
+
+    def update(self, part: Bytes) -> None:
+        """Take the next bytes."""
+        view = memoryview(part)
+        while len(view):
+            room = CHUNK_BYTES - self._size % CHUNK_BYTES
+            head, view = view[:room], view[room:]
+            self._open.update(head)
+            self._size += len(head)
+            if self._size % CHUNK_BYTES == 0:
+                self._close_chunk()
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and checksums of all bytes so far."""
+        if self._size % CHUNK_BYTES and len(self._chunks) == self._size // CHUNK_BYTES:
+            self._close_chunk()
+        return FileRecord(self._size, tuple(self._chunks))
+
+    def _close_chunk(self) -> None:
+        self._chunks.append(self._open.hexdigest())
+        self._open = xxhash.xxh3_128()

@@ -1,0 +1,172 @@
+"""What a checkpoint says about itself: the part of a rank, and the manifest that commits."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainkit.checkpoint.format.checksums import FileRecord, digest
+from trainkit.checkpoint.format.layout import is_safe_path
+from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError
+
+__all__ = ["FORMAT", "Entry", "Manifest", "Part", "TornManifestError"]
+
+FORMAT = "tkc/1"
+
+_NO_HASH = b"0" * 32
+_TRAILER = re.compile(rb'"self_xxh3_128": "([0-9a-f]{32})"\n\}\n\Z')
+
+
+class TornManifestError(CheckpointDamagedError):
+    """A manifest that ends too early: its write was cut off, so nobody was told of success."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the state: what kind it was, and the documents that hold it.
+
+    A document is a path without suffix: ``.json`` holds its values, ``.safetensors`` its
+    tensors, and either may be absent.
+    """
+
+    kind: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank wrote."""
+
+    rank: int
+    files: Mapping[str, FileRecord]
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The part as it lies on disk."""
+        document = {
+            "format": FORMAT,
+            "rank": self.rank,
+            "files": _files_json(self.files),
+            "entries": _entries_json(self.entries),
+        }
+        return json.dumps(document, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Part":
+        """Read a part back.
+
+        Raises:
+            CheckpointDamagedError: it is not a part.
+        """
+        try:
+            document = json.loads(data)
+            files = _files_from(document["files"])
+            return cls(int(document["rank"]), files, _entries_from(document["entries"]))
+        except _MALFORMED as error:
+            raise CheckpointDamagedError(
+                f"the list of a rank's files is damaged: {error}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The commit of a checkpoint. A folder without it is no checkpoint."""
+
+    step: int
+    generation: int
+    attempt: int
+    world_size: int
+    created: str
+    written_by: str
+    files: Mapping[str, FileRecord]
+    entries: Mapping[str, Entry]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The manifest as it lies on disk, its last line a hash over all of its own bytes."""
+        document = {
+            "format": FORMAT,
+            "step": self.step,
+            "generation": self.generation,
+            "attempt": self.attempt,
+            "world_size": self.world_size,
+            "created": self.created,
+            "written_by": self.written_by,
+            "metrics": dict(self.metrics),
+            "entries": _entries_json(self.entries),
+            "files": _files_json(self.files),
+            "self_xxh3_128": _NO_HASH.decode(),
+        }
+        data = json.dumps(document, indent=1).encode() + b"\n"
+        own = _TRAILER.search(data)
+        if own is None:
+            raise AssertionError("a manifest ends with its hash")  # a bug of ours, not a fault
+        return data[: own.start(1)] + digest(data).encode() + data[own.end(1) :]
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Read a manifest back.
+
+        Raises:
+            TornManifestError: it ends before its hash.
+            CheckpointDamagedError: its hash does not match, or it makes no sense.
+            EnvironmentFaultError: it is whole, and of a format that this version cannot read.
+        """
+        own = _TRAILER.search(data)
+        if own is None:
+            raise TornManifestError("the manifest is cut off: no hash of its own at its end")
+        if digest(data[: own.start(1)] + _NO_HASH + data[own.end(1) :]) != own[1].decode():
+            raise CheckpointDamagedError("the manifest does not match its own hash")
+        try:
+            document = json.loads(data)
+            if document["format"] != FORMAT:
+                raise EnvironmentFaultError(
+                    f"the checkpoint has format {document['format']!r} and this version of "
+                    f"trainkit reads {FORMAT!r}. Use the version that wrote it, or a newer one."
+                )
+            return cls._from_json(document)
+        except _MALFORMED as error:
+            raise CheckpointDamagedError(f"the manifest makes no sense: {error}") from None
+
+    @classmethod
+    def _from_json(cls, document: Mapping[str, Any]) -> "Manifest":
+        return cls(
+            step=int(document["step"]),
+            generation=int(document["generation"]),
+            attempt=int(document["attempt"]),
+            world_size=int(document["world_size"]),
+            created=str(document["created"]),
+            written_by=str(document["written_by"]),
+            files=_files_from(document["files"]),
+            entries=_entries_from(document["entries"]),
+            metrics=dict(document["metrics"]),
+        )
+
+
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _files_json(files: Mapping[str, FileRecord]) -> dict[str, Any]:
+    return {path: files[path].to_json() for path in sorted(files)}
+
+
+def _files_from(value: Mapping[str, Any]) -> dict[str, FileRecord]:
+    return {_safe(path): FileRecord.from_json(record) for path, record in value.items()}
+
+
+def _entries_json(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    return {n: {"kind": e.kind, "documents": list(e.documents)} for n, e in entries.items()}
+
+
+def _entries_from(value: Mapping[str, Any]) -> dict[str, Entry]:
+    return {
+        str(name): Entry(str(entry["kind"]), tuple(_safe(path) for path in entry["documents"]))
+        for name, entry in value.items()
+    }
+
+
+def _safe(path: str) -> str:
+    if not is_safe_path(path):
+        raise ValueError(f"{path!r} is no path inside a checkpoint")
+    return path

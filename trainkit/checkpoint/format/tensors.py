@@ -1,0 +1,113 @@
+"""Tensor files: plain safetensors, written from any framework's memory and read without one.
+
+A file is 8 bytes of header length, a JSON header, and the tensors' bytes without gaps.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from trainkit.errors import CheckpointDamagedError
+from trainkit.storage import Bytes
+
+__all__ = ["ITEM_BYTES", "METADATA", "StoredTensor", "TensorSource", "parse", "serialize"]
+
+METADATA = "__metadata__"
+"""The one name that a tensor cannot have."""
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes of one element, by the format's names of element types."""
+
+_ALIGNMENT = 64
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """A tensor to be written; ``load`` is called when its turn comes, so that only one tensor
+    at a time is copied from a device. It returns contiguous little-endian bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], Bytes]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that ``load`` returns."""
+        return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as it was read: ``data`` is a writable view into the file's bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def serialize(tensors: Mapping[str, TensorSource], *, framework: str) -> Iterator[Bytes]:
+    """Yield the bytes of a safetensors file.
+
+    Args:
+        tensors: by name.
+        framework: the format's own mark of origin, ``pt`` or ``np``, that readers ask for.
+
+    Raises:
+        ValueError: a tensor's bytes are not as many as its header says.
+    """
+    # Widest elements first keeps every tensor aligned to its own element size.
+    order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
+    header: dict[str, object] = {METADATA: {"format": framework}}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.num_bytes
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        data = tensors[name].load()
+        if len(data) != tensors[name].num_bytes:
+            raise ValueError(f"{name}: {len(data)} bytes, not {tensors[name].num_bytes}")
+        yield data
+
+
+def parse(data: memoryview) -> dict[str, StoredTensor]:
+    """Find the tensors in the bytes of a safetensors file.
+
+    Raises:
+        CheckpointDamagedError: the header makes no sense, or points outside the file.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
+            raise ValueError(f"header of {length} bytes in a file of {len(data)}")
+        header = json.loads(bytes(data[8 : 8 + length]))
+        body = data[8 + length :]
+        header.pop(METADATA, None)
+        return {name: _stored(value, body) for name, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointDamagedError(f"not a safetensors file: {error}") from None
+
+
+def _stored(value: Mapping[str, Any], body: memoryview) -> StoredTensor:
+    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError("sizes and offsets that are no counts")
+    if end > len(body) or end - begin != ITEM_BYTES[dtype] * prod(shape):
+        raise ValueError("data offsets do not fit the shape or the file")
+    return StoredTensor(dtype, tuple(shape), body[begin:end])

@@ -1,0 +1,1 @@
+"""Reading checkpoints: every byte is checked before anything is changed."""

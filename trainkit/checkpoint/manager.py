@@ -1,0 +1,244 @@
+"""The one object that a training loop talks to about checkpoints."""
+
+import logging
+import operator
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trainkit.checkpoint.adapters.state import check_state
+from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.options import CheckpointOptions
+from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
+from trainkit.checkpoint.restoring import Restorer
+from trainkit.checkpoint.saving import Saver, claim_together
+from trainkit.checkpoint.schedule import Schedule
+from trainkit.coordination import Communicator
+from trainkit.errors import ExitCode, InputMissingError, Preempted, UsageError
+from trainkit.storage import Storage, open_storage
+
+__all__ = ["CheckpointManager"]
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_SECONDS = 600.0
+_NEVER = sys.maxsize
+
+
+class CheckpointManager:
+    """Saves and restores the state of a run, on all ranks together.
+
+    ``save``, ``step``, ``restore_latest``, ``restore`` and the constructor are called by every
+    rank, in the same order; the manager decides who writes. What fails on one rank raises on
+    all. A checkpoint counts from the moment its manifest is there, whole, and never before.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None,
+        state: Mapping[str, Any],
+        *,
+        save: SavePolicy | None = None,
+        keep: int = 3,
+        communicator: Communicator | None = None,
+        monitor: StopMonitor | None = None,
+        options: CheckpointOptions | None = None,
+    ) -> None:
+        """Open a folder of checkpoints, and claim it for this process.
+
+        Args:
+            url: local path or ``file://`` URL, the same on all ranks; None saves nothing.
+            state: what to save, by name: objects with ``state_dict`` and ``load_state_dict``
+                (torch's modules and optimizers among them), dicts, lists, arrays, tensors. An
+                entry is taken to be the same on all ranks unless it is a ``PerRank``.
+            save: when ``step`` saves; every 10 minutes by default.
+            keep: number of newest valid checkpoints that stay.
+            communicator: of the ranks that save together; this process alone by default.
+            monitor: asked by ``step`` whether the job is to stop.
+            options: time limits.
+
+        Raises:
+            UsageError: a name or an entry that cannot be saved, or an argument out of range.
+            NoPermissionError: nothing can be written there.
+            EnvironmentFaultError: ranks do not see the same folder, or it is not one of
+                checkpoints.
+        """
+        if keep < 1:
+            raise UsageError(f"keep={keep}: at least 1 checkpoint has to stay")
+        if save is not None and not isinstance(save, SavePolicy):
+            raise UsageError(f"save={save!r}: expected a policy, such as EverySteps(100)")
+        check_state(state)
+        self._state = state
+        self._communicator = communicator or Communicator.solo()
+        self._options = options or CheckpointOptions()
+        self._monitor = monitor
+        self._schedule = Schedule(
+            save or EverySeconds(_DEFAULT_SECONDS),
+            self._communicator,
+            timeout=self._options.timeout,
+        )
+        self._closed = False
+        self._next_look = 0
+        self.last_saved_step: int | None = None
+        """The step that the storage holds of this run: last saved, or else restored."""
+        self._storage = None if url is None else open_storage(url)
+        self._saver: Saver | None = None
+        if self._storage is not None:
+            generation = claim_together(self._storage, self._communicator, self._options)
+            self._saver = Saver(
+                self._storage, state, self._communicator, self._options, generation, keep
+            )
+            return
+        self._next_look = _NEVER
+        if self._communicator.rank == 0:
+            log.warning("no checkpoint folder was given: nothing is saved, a restart begins anew")
+
+    @property
+    def url(self) -> str | None:
+        """Where checkpoints lie, in full; None where nothing is saved."""
+        return None if self._storage is None else self._storage.url
+
+    def step(self, step: int, metrics: Mapping[str, float] | None = None) -> bool:
+        """Say that ``step`` is done, and save if it is time.
+
+        Args:
+            step: optimizer steps done so far, one more at each call.
+            metrics: numbers to keep with the checkpoint, if one is saved.
+
+        Returns:
+            Whether a checkpoint was saved.
+
+        Raises:
+            Preempted: the job is to stop; the state after ``step`` is saved.
+            OSError: a save failed; the checkpoints before it are untouched.
+        """
+        monitor = self._monitor
+        if monitor is not None and monitor.stop_now(step):
+            self._stop(step, metrics)
+        if step < self._next_look:
+            return False
+        return self._look(step, metrics)
+
+    def save(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Save the state now; on return it is committed, as all ranks see it.
+
+        Args:
+            step: optimizer steps done so far, the same on all ranks.
+            metrics: numbers to keep with the checkpoint; rank 0's count.
+
+        Raises:
+            UsageError: something in the state cannot be saved; the message names its place.
+            OSError: the storage failed at each attempt; older checkpoints are untouched.
+            DeadlineError: some ranks did not come; the message names them.
+            EnvironmentFaultError: another run saves to the same folder.
+        """
+        if self._closed:
+            raise UsageError("save() after close(): the checkpoint manager was closed")
+        if self._saver is None:
+            return
+        began = time.monotonic()
+        step = _checked_step(step)
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        self._saver.save(step, numbers)
+        self.last_saved_step = step
+        seconds = time.monotonic() - began
+        self._schedule.stand_still(seconds)
+        if self._communicator.rank == 0:
+            log.info("saved step %d to %s in %.2f s", step, self.url, seconds)
+
+    def restore_latest(self) -> int | None:
+        """Restore the newest checkpoint that is whole.
+
+        Damaged ones are set aside with a warning, and the next older one is taken.
+
+        Returns:
+            Its step, or None if none was ever committed.
+
+        Raises:
+            CheckpointDamagedError: there are checkpoints, and all are damaged.
+            EnvironmentFaultError: it is of another model or state; the message names the first
+                difference, and nothing was changed.
+        """
+        if self._storage is None:
+            return None
+        folder = self._restorer(self._storage).newest()
+        return None if folder is None else self._restored(folder)
+
+    def restore(self, step: int) -> int:
+        """Restore the checkpoint of ``step``, also one that was set aside before.
+
+        Raises:
+            InputMissingError: there is none; the message names those that are there.
+            CheckpointDamagedError: it is damaged.
+            EnvironmentFaultError: it is of another model or state.
+        """
+        if self._storage is None:
+            raise InputMissingError(f"step {step} cannot be restored: no checkpoint folder given")
+        return self._restored(self._restorer(self._storage).step(step))
+
+    def latest_step(self) -> int | None:
+        """The step that ``restore_latest`` would take, as far as sizes tell; asks one rank only."""
+        if self._storage is None:
+            return None
+        return next((folder.step for folder, _ in catalog.valid(self._storage)), None)
+
+    def all_steps(self) -> list[int]:
+        """Steps of all valid checkpoints, ascending; asks one rank only."""
+        if self._storage is None:
+            return []
+        return sorted(folder.step for folder, _ in catalog.valid(self._storage))
+
+    def wait(self) -> None:
+        """Wait until all that was saved is committed; ``save`` does so itself by now."""
+
+    def close(self) -> None:
+        """End saving; any number of times."""
+        self.wait()
+        self._closed = True
+
+    def _look(self, step: int, metrics: Mapping[str, float] | None) -> bool:
+        due = self._schedule.due(step)
+        self._next_look = self._schedule.next_look
+        if due and step != self.last_saved_step:
+            self.save(step, metrics)
+            return True
+        return False
+
+    def _stop(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        exit_code = getattr(self._monitor, "exit_code", ExitCode.PREEMPTED)
+        if self._storage is None:
+            raise Preempted(
+                f"stopped after step {step} as asked; nothing is saved, since no checkpoint "
+                f"folder was given",
+                exit_code=exit_code,
+            )
+        if step != self.last_saved_step:
+            self.save(step, metrics)
+        raise Preempted(
+            f"stopped after step {step} as asked; it is saved in {self._storage.url}",
+            exit_code=exit_code,
+        )
+
+    def _restorer(self, storage: Storage) -> Restorer:
+        return Restorer(storage, self._state, self._communicator, self._options.timeout)
+
+    def _restored(self, folder: StepFolder) -> int:
+        self.last_saved_step = folder.step
+        self._schedule.restart()
+        self._next_look = 0
+        if self._communicator.rank == 0:
+            log.info("restored step %d from %s/%s", folder.step, self.url, folder.name)
+        return folder.step
+
+
+def _checked_step(step: int) -> int:
+    try:
+        step = operator.index(step)
+    except TypeError:
+        raise UsageError(f"step={step!r}: expected a whole number of steps") from None
+    if step < 0:
+        raise UsageError(f"step={step}: expected 0 or more steps")
+    return step

@@ -1,0 +1,146 @@
+"""Restoring on all ranks at once, from the newest checkpoint that is whole on each."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainkit.checkpoint.adapters.state import Restoration
+from trainkit.checkpoint.agreement import Outcome, on_all_ranks
+from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.format.manifest import TornManifestError
+from trainkit.checkpoint.load.reader import StepReader
+from trainkit.coordination import Communicator
+from trainkit.errors import CheckpointDamagedError, InputMissingError
+from trainkit.state import PerRank
+from trainkit.storage import Storage
+
+__all__ = ["Restorer"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Restorer:
+    """Restores a state; each method is called by every rank.
+
+    ``timeout`` is in seconds, for the slowest rank to read its files.
+    """
+
+    storage: Storage
+    state: Mapping[str, Any]
+    communicator: Communicator
+    timeout: float
+
+    def newest(self) -> StepFolder | None:
+        """Restore the newest checkpoint that is whole on all ranks; None if none was committed.
+
+        Raises:
+            CheckpointDamagedError: checkpoints were committed, and all are damaged.
+            EnvironmentFaultError: the checkpoint does not fit the state, or the folder is not
+                one of checkpoints.
+        """
+        damaged = []
+        for folder in self._listed():
+            outcome, restoration = self._prepare(folder)
+            if not _is_damage(outcome):
+                self._finish(outcome, restoration)
+                return folder
+            reason = outcome.failures[0].text
+            self._set_aside(folder, reason)
+            if not reason.startswith(TornManifestError.__name__):
+                damaged.append(f"{folder.name} ({reason})")
+        if damaged:
+            raise CheckpointDamagedError(
+                f"{self.storage.url} holds no checkpoint that is whole: {'; '.join(damaged)}. "
+                f"Put back an undamaged copy, or start anew with another folder."
+            )
+        return None
+
+    def step(self, step: int) -> StepFolder:
+        """Restore the last checkpoint of ``step``, also one that was set aside.
+
+        Raises:
+            InputMissingError: there is none; the message names the steps that are there.
+            CheckpointDamagedError: it is damaged.
+            EnvironmentFaultError: it does not fit the state.
+        """
+        folders = self._listed(set_aside=True)
+        folder = next((folder for folder in folders if folder.step == step), None)
+        if folder is None:
+            steps = ", ".join(map(str, sorted({folder.step for folder in folders}))) or "none"
+            raise InputMissingError(
+                f"{self.storage.url} has no checkpoint of step {step}; it has {steps}"
+            )
+        self._finish(*self._prepare(folder))
+        return folder
+
+    def _prepare(self, folder: StepFolder) -> tuple[Outcome[int], list[Restoration]]:
+        """Read and check all of ``folder``; the result is the number of ranks that saved it."""
+        found: list[Restoration] = []
+        rank, world_size = self.communicator.rank, self.communicator.world_size
+
+        def prepare() -> int:
+            reader = StepReader(self.storage, folder)
+            found.append(reader.prepare(self.state, rank, world_size))
+            return reader.manifest.world_size
+
+        return on_all_ranks(self.communicator, prepare, timeout=self.timeout), found
+
+    def _finish(self, outcome: Outcome[int], found: list[Restoration]) -> None:
+        saved_world = outcome.check()[0]
+        on_all_ranks(self.communicator, found[0].apply, timeout=self.timeout).check()
+        if saved_world != self.communicator.world_size:
+            self._tell_of_other_world(saved_world)
+
+    def _listed(self, *, set_aside: bool = False) -> list[StepFolder]:
+        """Committed folders as rank 0 sees them: listings of a share may differ for a moment."""
+
+        def look() -> list[StepFolder]:
+            if self.communicator.rank != 0:
+                return []
+            catalog.refuse_foreign(self.storage)
+            folders = catalog.committed(self.storage, set_aside=set_aside)
+            self._tell_of_skipped(folders)
+            return folders
+
+        return on_all_ranks(self.communicator, look, timeout=self.timeout).check()[0]
+
+    def _set_aside(self, folder: StepFolder, reason: str) -> None:
+        if self.communicator.rank != 0:
+            return
+        log.warning("%s is passed over from now on: %s", folder.name, reason)
+        try:
+            catalog.quarantine(self.storage, folder, reason)
+        except OSError as error:
+            log.warning("%s could not be marked as damaged: %s", folder.name, error)
+
+    def _tell_of_skipped(self, folders: list[StepFolder]) -> None:
+        newest = folders[0].age if folders else (0, 0)
+        skipped = [f.name for f in catalog.uncommitted(self.storage) if f.age > newest]
+        if skipped:
+            log.warning("skipped, since their save was cut off: %s", ", ".join(skipped))
+        aside = set(catalog.committed(self.storage, set_aside=True)) - set(folders)
+        if aside:
+            names = ", ".join(sorted(folder.name for folder in aside))
+            log.warning("skipped, since they were found damaged before: %s", names)
+
+    def _tell_of_other_world(self, saved_world: int) -> None:
+        if self.communicator.rank != 0:
+            return
+        own = ", ".join(n for n, v in self.state.items() if isinstance(v, PerRank)) or "none here"
+        log.warning(
+            "saved by %d rank(s) and restored by %d: random generators were left as they are, "
+            "and entries that each rank has its own of (%s) went only to ranks that had one; "
+            "random numbers will differ from an unbroken run",
+            saved_world,
+            self.communicator.world_size,
+            own,
+        )
+
+
+def _is_damage(outcome: Outcome[int]) -> bool:
+    """Whether the checkpoint itself is at fault; the same answer on all ranks."""
+    kind = CheckpointDamagedError.__name__
+    return bool(outcome.failures) and all(f.kind == kind for f in outcome.failures)

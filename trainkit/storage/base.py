@@ -1,0 +1,67 @@
+"""What trainkit asks of a place that keeps files."""
+
+from collections.abc import Iterable
+from typing import Protocol, TypeAlias
+
+__all__ = ["Bytes", "Storage"]
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+class Storage(Protocol):
+    """Named objects under one root; what checkpoints need, and no general file system.
+
+    Objects are written once and never changed. Only ``create`` is atomic, so a group of
+    objects becomes valid at one moment when the object that lists them is created last.
+    There is no rename, because several stores have none, or one that copies.
+
+    Paths are relative to the root, parted by ``/``; a path that would leave the root raises
+    ``DataError``. Refusals of the operating system raise ``NoPermissionError``; what is not
+    there raises ``InputMissingError``; other I/O errors stay ``OSError`` and name the path.
+    """
+
+    url: str
+    """The root, in full: for messages."""
+
+    def create(self, path: str, data: Bytes) -> None:
+        """Make the object ``path`` appear with ``data``, durably and all at once.
+
+        Of several callers exactly one succeeds. The folder must be there.
+
+        Raises:
+            FileExistsError: the object is there already.
+            InputMissingError: the folder is not there.
+        """
+        ...
+
+    def write(self, path: str, parts: Iterable[Bytes]) -> None:
+        """Write a new object from ``parts``; durable on return, possibly torn after a crash.
+
+        Raises:
+            FileExistsError: the object is there already.
+        """
+        ...
+
+    def read(self, path: str) -> bytes:
+        """All bytes of an object."""
+        ...
+
+    def read_into(self, path: str, buffer: memoryview, offset: int = 0) -> int:
+        """Fill ``buffer`` from byte ``offset`` on; fewer bytes than asked only at the end."""
+        ...
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names in a folder, sorted; none where there is no such folder."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Size of an object in bytes; None when there is no such object."""
+        ...
+
+    def make_folder(self, path: str = "") -> None:
+        """Make a folder and those above it, durably; nothing where folders are only names."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object or a folder with all that is in it; nothing if it is not there."""
+        ...

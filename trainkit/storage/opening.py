@@ -1,0 +1,38 @@
+"""From a URL to the storage behind it."""
+
+import os
+from urllib.parse import unquote, urlsplit
+
+from trainkit.errors import UsageError
+from trainkit.storage.base import Storage
+from trainkit.storage.local import LocalStorage
+
+__all__ = ["open_storage"]
+
+
+def open_storage(url: str | os.PathLike[str]) -> Storage:
+    """Open the storage that ``url`` names; nothing is read or made yet.
+
+    Args:
+        url: a local path, taken from the current folder if relative, or ``file:///path``.
+
+    Raises:
+        UsageError: an empty URL, or a scheme that is not supported.
+    """
+    text = os.fspath(url)
+    if not text.strip():
+        raise UsageError("an empty checkpoint URL; expected a local path or file:///path")
+    if "://" not in text:
+        return LocalStorage(text)
+    parts = urlsplit(text)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return LocalStorage(unquote(parts.path))
+    if parts.scheme == "file":
+        raise UsageError(
+            f"{text}: a file URL names no host, but this one names {parts.netloc!r}. "
+            f"Write file:///path, with three slashes."
+        )
+    raise UsageError(
+        f"{parts.scheme}:// is not supported yet. Use a path on a volume that all pods mount "
+        f"(/path or file:///path)."
+    )
