@@ -14,8 +14,9 @@ how, and what differs from a fresh interpreter.
 
 from trainkit.testing.connection import NurseryLost
 from trainkit.testing.environs import torchrun_environ
+from trainkit.testing.handles import RankHandle, Ranks
 from trainkit.testing.ports import free_port
-from trainkit.testing.ranks import RankHandle, Ranks, run_ranks, start_ranks
+from trainkit.testing.ranks import run_ranks, start_ranks
 from trainkit.testing.results import RankResult, RanksFailed, RanksTimeout
 
 __all__ = [

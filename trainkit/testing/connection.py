@@ -68,7 +68,7 @@ class Connection:
         self._answers: list[dict[str, Any]] = []
         self._numbers = count(1)
         # Has no name in any folder, so it is nobody's leftover.
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainkit.testing.processes import descendants, process_table
+from trainkit.testing.processes import children_exist, descendants, process_table
 from trainkit.testing.rank import DUMP_SIGNAL
 from trainkit.waiting import Deadline
 
@@ -136,6 +136,8 @@ class Family:
         return (child for child in self.children if not child.ended)
 
     def _members(self) -> set[int]:
+        if not children_exist():
+            return set()  # nobody can descend from a rank then: orphans become our children
         table = process_table()
         sessions = {child.pid for child in self.children}
         found = {pid for pid in self.pids() if pid in table}

@@ -17,11 +17,12 @@ import signal
 import socket
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 from trainkit.testing.family import Family, kill
-from trainkit.testing.processes import descendants, process_table
+from trainkit.testing.processes import children_exist, descendants, process_table
 from trainkit.testing.rank import SET_CHILD_SUBREAPER, become_rank, prctl
 from trainkit.waiting import Deadline
 
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
         why = f"preloading {arguments[1:]} started threads ({', '.join(threads)})"
         _send(control, {"event": "unfit", "why": why + ": a fork would copy only one of them"})
         return 1
+    _spare_finalizers()
     gc.collect()
     gc.freeze()  # later collections leave these objects, and the pages they share, alone
     prctl(SET_CHILD_SUBREAPER, 1)
@@ -61,6 +63,17 @@ def _preload(names: list[str]) -> list[str]:
             importlib.import_module(name)
             loaded.append(name)
     return loaded
+
+
+def _spare_finalizers() -> None:
+    """Keep ranks from running the finalizers of preloaded modules when they end.
+
+    torch alone takes 30 to 50 ms there to take down its operator tables, one by one, in a
+    process whose memory is about to go. What a rank registers itself does run.
+    """
+    # Private, hence the default: without it the ranks only end later.
+    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
+        finalizer.atexit = False
 
 
 def _threads() -> list[str]:
@@ -187,6 +200,8 @@ class Nursery:
 
     def _adopt(self, family: Family) -> None:
         """Give processes whose parent died, and that became ours, to the run they are from."""
+        if not children_exist():
+            return
         known = {pid for other in self._families.values() for pid in other.pids()}
         for info in process_table().values():
             if info.parent != self._pid or info.pid in known:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ProcessInfo", "descendants", "process_table"]
+__all__ = ["ProcessInfo", "children_exist", "descendants", "process_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,15 @@ def descendants(
                 found[child.pid] = child
                 waiting.append(child.pid)
     return found
+
+
+def children_exist() -> bool:
+    """Whether this process has any child, dead or alive; costs one system call."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _read(pid: int) -> ProcessInfo | None:

@@ -111,9 +111,9 @@ def _take_place(spec: Mapping[str, Any], variables: Mapping[str, str]) -> None:
 
 def _reseed(variables: Mapping[str, str]) -> None:
     # `random` does so itself after a fork, and torch's default seed is a constant anyway.
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None:
-        numpy.random.seed(None)
+    numpy_random, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
+    if numpy_random is not None:
+        numpy_random.seed(None)
     threads = variables.get("OMP_NUM_THREADS", "")
     if torch is not None and threads.isdigit() and int(threads) > 1:
         # OpenMP read the variable when it was loaded, in the nursery, where it was 1.

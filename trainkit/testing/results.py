@@ -3,9 +3,12 @@
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["RankResult", "RanksFailed", "RanksTimeout"]
+__all__ = ["RankResult", "RanksFailed", "RanksTimeout", "trim_stacks"]
+
+_OWN_FOLDER = str(Path(__file__).parent)
 
 _SHOWN = 12_000
 """Characters of each stream that an error shows; the last ones."""
@@ -67,6 +70,19 @@ class RankResult:
         if len(lines) == 1:
             lines.append("(no output)")
         return "\n".join(lines)
+
+
+def trim_stacks(text: str) -> str:
+    """Drop the frames from faulthandler's text that lie below the user's program."""
+    kept, below = [], False
+    for line in text.splitlines():
+        if not line.startswith("  File "):
+            below = False  # the head of the next thread
+        elif line.startswith(f'  File "{_OWN_FOLDER}'):
+            below = True
+        if not below:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 class RanksFailed(AssertionError):
