@@ -4,16 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainkit.data.images import scan_images as scan_images
+    from trainkit.data.mnist import load_mnist as load_mnist
     from trainkit.data.position import EpochPlan as EpochPlan
     from trainkit.data.position import SamplePosition as SamplePosition
     from trainkit.data.position import Shard as Shard
+    from trainkit.data.torch.images import ImageDataset as ImageDataset
+    from trainkit.data.torch.images import SyntheticImages as SyntheticImages
     from trainkit.data.torch.loader import ShardedDataLoader as ShardedDataLoader
+    from trainkit.data.torch.mnist import MnistDataset as MnistDataset
 
 _HOMES = {
     "EpochPlan": "trainkit.data.position",
+    "ImageDataset": "trainkit.data.torch.images",
+    "MnistDataset": "trainkit.data.torch.mnist",
     "SamplePosition": "trainkit.data.position",
     "Shard": "trainkit.data.position",
     "ShardedDataLoader": "trainkit.data.torch.loader",
+    "SyntheticImages": "trainkit.data.torch.images",
+    "load_mnist": "trainkit.data.mnist",
+    "scan_images": "trainkit.data.images",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
