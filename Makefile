@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # A person at a terminal wants to see the download move; a log does not.
-PIP_INSTALL := -m pip install --disable-pip-version-check $(if $(CI),--quiet --progress-bar off)
+PIP_INSTALL := -m pip install --disable-pip-version-check $$([ -t 2 ] || echo --quiet)
 
 # A name on PATH may be a shim that does not run (pyenv's), so candidates are tried.
 PYTHONS := $(or $(PYTHON),python3 python3.12 python3.11)
