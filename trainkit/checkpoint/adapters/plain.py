@@ -57,7 +57,7 @@ def give_back(name: str, target: Any, value: Any) -> Apply:
     if isinstance(target, Stateful):
         return lambda: target.load_state_dict(value)
     if isinstance(target, dict):
-        _expect(name, isinstance(value, dict), "a dict", type(value).__name__)
+        _expect(name, isinstance(value, dict), "a dict", _described(value))
 
         def fill() -> None:
             target.clear()
@@ -65,23 +65,27 @@ def give_back(name: str, target: Any, value: Any) -> Apply:
 
         return fill
     if isinstance(target, list):
-        _expect(name, isinstance(value, list), "a list", type(value).__name__)
+        _expect(name, isinstance(value, list), "a list", _described(value))
         return lambda: target.__setitem__(slice(None), value)
     return _give_array_back(name, target, value)
 
 
 def _give_array_back(name: str, target: Any, value: Any) -> Apply:
-    expected = f"{type(target).__name__} {tuple(target.shape)} of {target.dtype}"
-    found = type(value).__name__
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        found = f"{found} {tuple(value.shape)} of {value.dtype}"
+    expected, found = _described(target), _described(value)
     if _is_tensor(target):
         from trainkit.checkpoint.adapters.torch import tensors as torch_tensors
 
-        _expect(name, torch_tensors.is_tensor(value) and expected == found, expected, found)
+        _expect(name, expected == found, expected, found)
         return lambda: torch_tensors.copy_into(target, value)
-    _expect(name, arrays.is_array(value) and expected == found, expected, found)
+    _expect(name, expected == found, expected, found)
     return lambda: arrays.copy_into(target, value)
+
+
+def _described(value: Any) -> str:
+    if arrays.is_array(value) or _is_tensor(value):
+        kind = "an array" if arrays.is_array(value) else "a tensor"
+        return f"{kind} of shape {tuple(value.shape)} and type {value.dtype}"
+    return f"a {type(value).__name__}"
 
 
 def _expect(name: str, fits: bool, expected: str, found: str) -> None:

@@ -67,7 +67,7 @@ def valid(storage: Storage) -> Iterator[tuple[StepFolder, Manifest]]:
             continue
         try:
             manifest = read_manifest(storage, folder)
-        except (CheckpointDamagedError, EnvironmentFaultError, InputMissingError) as reason:
+        except (CheckpointDamagedError, EnvironmentFaultError) as reason:
             log.debug("%s does not count: %s", folder.name, reason)
             continue
         seen.add(folder.step)
@@ -80,11 +80,11 @@ def read_manifest(storage: Storage, folder: StepFolder) -> Manifest:
     Raises:
         CheckpointDamagedError: manifest or files are not whole; the message names the first.
         EnvironmentFaultError: a format that this version cannot read.
-        InputMissingError: there is no manifest.
     """
-    data = storage.read(f"{folder.name}/{MANIFEST}")
     try:
-        manifest = Manifest.from_bytes(data)
+        manifest = Manifest.from_bytes(storage.read(f"{folder.name}/{MANIFEST}"))
+    except InputMissingError:
+        raise CheckpointDamagedError(f"{storage.url}/{folder.name} has no manifest now") from None
     except TrainkitError as reason:
         raise type(reason)(f"{storage.url}/{folder.name}: {reason}") from None
     if (manifest.step, manifest.generation, manifest.attempt) != (folder.step, *folder.age):
@@ -104,7 +104,12 @@ def read_manifest(storage: Storage, folder: StepFolder) -> Manifest:
 
 
 def quarantine(storage: Storage, folder: StepFolder, reason: str) -> None:
-    """Mark a damaged checkpoint, so that it is passed over; nothing of it is removed."""
+    """Mark a damaged checkpoint, so that it is passed over; nothing of it is removed.
+
+    One that has gone in the meantime, by another process's retention, gets no mark.
+    """
+    if not _has_manifest(storage, folder):
+        return
     storage.make_folder(QUARANTINE)
     text = json.dumps({"reason": reason}, indent=1)
     try:
@@ -119,7 +124,10 @@ def refuse_foreign(storage: Storage) -> None:
     Raises:
         EnvironmentFaultError: the message says what it looks like, and what to give instead.
     """
-    names = storage.names()
+    try:
+        names = storage.names()
+    except NotADirectoryError:
+        raise EnvironmentFaultError(f"{storage.url} is a file; expected a folder") from None
     if MANIFEST in names:
         raise EnvironmentFaultError(
             f"{storage.url} is the folder of one step; expected the folder that holds the "

@@ -94,8 +94,9 @@ def check_entry_name(name: str) -> None:
     Raises:
         UsageError: the message names the entry and says what a name may hold.
     """
-    if not isinstance(name, str) or len(name) > 100 or not _COMPONENT.fullmatch(name):
+    fits = isinstance(name, str) and len(name) <= 100 and _COMPONENT.fullmatch(name) is not None
+    if not fits or name.casefold() == MANIFEST.casefold():
         raise UsageError(
             f"{name!r} cannot be the name of a checkpoint entry: letters, digits, '_', '-' and "
-            f"'.' are expected, at most 100, not beginning with '-' or '.'"
+            f"'.' are expected, at most 100, not beginning with '-' or '.', and not {MANIFEST}"
         )

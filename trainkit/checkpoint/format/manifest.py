@@ -1,6 +1,7 @@
 """What a checkpoint says about itself: the part of a rank, and the manifest that commits."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ class Manifest:
             "world_size": self.world_size,
             "created": self.created,
             "written_by": self.written_by,
-            "metrics": dict(self.metrics),
+            # JSON has no nan; a run that diverged must be saved all the same.
+            "metrics": {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()},
             "entries": _entries_json(self.entries),
             "files": _files_json(self.files),
             "self_xxh3_128": _NO_HASH.decode(),
@@ -140,7 +142,7 @@ class Manifest:
             written_by=str(document["written_by"]),
             files=_files_from(document["files"]),
             entries=_entries_from(document["entries"]),
-            metrics=dict(document["metrics"]),
+            metrics={str(name): float(v) for name, v in document["metrics"].items()},
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from trainkit.checkpoint.format.catalog import step_folders
 from trainkit.checkpoint.format.layout import GENERATIONS
-from trainkit.errors import EnvironmentFaultError
+from trainkit.errors import DeadlineError, EnvironmentFaultError, InputMissingError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline, wait_until
 
@@ -82,7 +82,7 @@ def await_claim(storage: Storage, theirs: Claim, *, rank: int, timeout: float) -
             deadline=Deadline(timeout),
         )
         found = storage.read(theirs.path)
-    except (TimeoutError, OSError) as reason:
+    except (DeadlineError, InputMissingError) as reason:
         log.debug("%s", reason)
         found = b""
     if found != theirs.content:

@@ -38,6 +38,7 @@ def keep_newest(storage: Storage, keep: int, *, generation: int) -> list[StepFol
     removed += [folder for folder in uncommitted(storage) if folder.generation < generation]
     for folder in removed:
         remove_step(storage, folder)
+    _forget_marks(storage)
     return removed
 
 
@@ -46,3 +47,13 @@ def remove_step(storage: Storage, folder: StepFolder) -> None:
     storage.delete(f"{folder.name}/{MANIFEST}")
     storage.delete(folder.name)
     storage.delete(f"{QUARANTINE}/{folder.name}")
+
+
+def _forget_marks(storage: Storage) -> None:
+    """Remove marks of damaged folders that a person has taken away."""
+    marks = storage.names(QUARANTINE)
+    if marks:
+        there = set(storage.names())
+        for name in marks:
+            if name not in there:
+                storage.delete(f"{QUARANTINE}/{name}")

@@ -1,0 +1,58 @@
+"""Several ranks in one process, small options, and storage that fails on demand."""
+
+import threading
+
+import pytest
+
+from trainkit.checkpoint import CheckpointOptions
+from trainkit.coordination import Communicator, MemoryStore
+
+
+@pytest.fixture
+def quick():
+    """Options that wait for seconds where a job would wait for minutes."""
+    return CheckpointOptions(timeout=30.0, attempts=1, pause=0.01, visible_within=0.2)
+
+
+@pytest.fixture
+def on_ranks():
+    """Run a function on n ranks, which are threads; give back what each returned or raised."""
+
+    def run(world_size, function):
+        store = MemoryStore()
+        results = [None] * world_size
+
+        def rank(number):
+            communicator = Communicator(store, number, world_size, timeout=60.0)
+            try:
+                results[number] = function(communicator)
+            except BaseException as error:  # what a rank raises is the test's to judge
+                results[number] = error
+
+        threads = [threading.Thread(target=rank, args=(n,)) for n in range(world_size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+        assert not any(thread.is_alive() for thread in threads), "a rank hangs"
+        return results
+
+    return run
+
+
+class Box:
+    """A Stateful with one value in it."""
+
+    def __init__(self, value=None):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict):
+        self.value = state_dict["value"]
+
+
+@pytest.fixture
+def box():
+    return Box

@@ -1,0 +1,38 @@
+"""Checksums do not depend on how the bytes came in."""
+
+import random
+
+import pytest
+import xxhash
+
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, ChunkHasher, FileRecord
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES + 5]
+)
+def test_a_checksum_per_chunk_however_the_bytes_are_cut(size):
+    data = random.Random(size).randbytes(size)
+    hasher = ChunkHasher()
+    pieces, begin = [], 0
+    for piece in (1, 7, CHUNK_BYTES // 2 + 3, CHUNK_BYTES * 2, 10**9):
+        pieces.append(data[begin : begin + piece])
+        begin += piece
+    assert b"".join(hasher.passing(pieces)) == data
+    expected = [
+        xxhash.xxh3_128_hexdigest(data[i : i + CHUNK_BYTES]) for i in range(0, size, CHUNK_BYTES)
+    ]
+    assert hasher.record == FileRecord(size, tuple(expected))
+    assert hasher.record == hasher.record  # asking changes nothing
+    assert FileRecord.from_json(hasher.record.to_json()) == hasher.record
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"size": -1, "xxh3_128": []}, {"size": 1, "xxh3_128": []}, {"size": 0, "xxh3_128": ["x"]},
+     {"size": "1", "xxh3_128": ["x"]}, {"size": 1, "xxh3_128": [1]},
+     {"size": True, "xxh3_128": ["x"]}],
+)  # fmt: skip
+def test_records_that_make_no_sense(value):
+    with pytest.raises(ValueError, match="checksums"):
+        FileRecord.from_json(value)
