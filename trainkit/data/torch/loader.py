@@ -75,6 +75,7 @@ class ShardedDataLoader:
         self._iteration: Iteration | None = None
         self._over = False
         self._worker_generator = torch.Generator()
+        self._worker_start = WorkerStart(loader.worker_init_fn)
         self._inner = self._rank_loader()
         self._introduce()
 
@@ -128,7 +129,9 @@ class ShardedDataLoader:
         self._iteration = iteration
         if iteration.finished:
             return iter(())  # an epoch that was saved after its last batch; no workers for it
-        self._seed_workers()
+        if self._loader.num_workers:
+            self._seed_workers()
+            self._worker_start.notice_signals()
         return self._source.batches(iteration, iter(self._inner), self._move)
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,7 +208,7 @@ class ShardedDataLoader:
         changes |= {"generator": self._worker_generator, "_iterator": None}
         changes["_IterableDataset_len_called"] = None
         if loader.num_workers:
-            changes["worker_init_fn"] = WorkerStart(loader.worker_init_fn)
+            changes["worker_init_fn"] = self._worker_start
         if not loader.in_order:
             log.warning("in_order=False is not used: a position in the data needs batches in order")
             changes["in_order"] = True

@@ -1,8 +1,14 @@
 """What a loader's worker process does first."""
 
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
+
+from trainkit.config import settings
 
 __all__ = ["WorkerStart", "renew_filesystems"]
 
@@ -16,9 +22,18 @@ class WorkerStart:
     def __init__(self, then: Callable[[int], Any] | None) -> None:
         """Remember the user's ``worker_init_fn``."""
         self._then = then
+        self._heard: tuple[signal.Signals, ...] = ()
+
+    def notice_signals(self) -> None:
+        """Note which notices to stop the rank listens for; called before workers start."""
+        mine = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+        notices = {*settings().preemption_signals, signal.SIGINT, signal.SIGTERM}
+        self._heard = tuple(s for s in notices if signal.getsignal(s) not in mine)
 
     def __call__(self, worker: int) -> None:
         """Prepare this process, which is worker number ``worker`` of its rank."""
+        if self._heard:
+            _leave_notices_to_the_rank(self._heard)
         renew_filesystems()
         if self._then is not None:
             self._then(worker)
@@ -40,3 +55,28 @@ def renew_filesystems() -> None:
         filesystem = waiting.pop()
         waiting += filesystem.__subclasses__()
         filesystem.clear_instance_cache()
+
+
+def _leave_notices_to_the_rank(signals: tuple[signal.Signals, ...]) -> None:
+    """Outlive the notices to stop that the rank hears too.
+
+    Slurm and terminals signal every process of a job. A worker that died of it would take the
+    rank's last steps and its checkpoint along; the rank ends its workers itself, by SIGTERM.
+    """
+    # Inherited by fork, and shared: what this process hears would wake the rank.
+    signal.set_wakeup_fd(-1)
+    for number in signals:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if signal.SIGTERM in signals:
+        # Blocked, and taken by a thread, because only that tells who sent it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
+
+
+def _end_when_the_rank_says() -> None:
+    rank = multiprocessing.parent_process()
+    while True:
+        notice = signal.sigwaitinfo({signal.SIGTERM})
+        if rank is None or notice.si_pid == rank.pid:
+            os._exit(0)
