@@ -43,7 +43,7 @@ class Topology:
     local_rank: int | None = 0
     """Rank within this pod or host."""
     local_world_size: int = 1
-    """Training processes of this pod or host."""
+    """Training processes of this pod or host; 0 in one that does not train."""
     node_rank: int | None = 0
     """Index of this pod or host among those that train; None where it cannot be known."""
     num_nodes: int | None = 1
@@ -65,7 +65,10 @@ class Topology:
     hosts: list[tuple[str, int]] | None = None
     """MPI launcher: (host, slots) in the hostfile's order."""
     notes: tuple[str, ...] = ()
-    """What was seen and not used, or deserves a warning; one sentence each."""
+    """What deserves a warning; one sentence each."""
+    unused: tuple[str, ...] = ()
+    """What was seen, such as leftovers of an outer launcher, and did not count; one sentence
+    each. Not a warning: for ``trainkit env --explain`` and the debug log."""
     sources: "MappingProxyType[str, str] | dict[str, str]" = field(default_factory=lambda: _NOTHING)
     """Field → the variable or file that decided it."""
 
@@ -101,10 +104,10 @@ class Topology:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values, without ``notes`` and ``sources``."""
+        """The fields as plain JSON values, without ``notes``, ``unused`` and ``sources``."""
         values = {}
         for spec in fields(self):
-            if spec.name in ("notes", "sources"):
+            if spec.name in ("notes", "unused", "sources"):
                 continue
             value = getattr(self, spec.name)
             if spec.name == "hosts" and value is not None:
