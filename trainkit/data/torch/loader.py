@@ -129,10 +129,7 @@ class ShardedDataLoader:
         self._iteration = iteration
         if iteration.finished:
             return iter(())  # an epoch that was saved after its last batch; no workers for it
-        if self._loader.num_workers:
-            self._seed_workers()
-            self._worker_start.notice_signals()
-        return self._source.batches(iteration, iter(self._inner), self._move)
+        return self._source.batches(iteration, self._start(), self._move)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batch that the user's loop received last.
@@ -215,6 +212,13 @@ class ShardedDataLoader:
         inner = copy.copy(loader)
         vars(inner).update(changes)
         return inner
+
+    def _start(self) -> Iterator[Any]:
+        if not self._loader.num_workers:
+            return iter(self._inner)
+        self._seed_workers()
+        with self._worker_start.starting():
+            return iter(self._inner)
 
     def _seed_workers(self) -> None:
         """Seed what torch derives each worker's python, numpy and torch seeds from.

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainkit.config import settings
@@ -24,11 +25,20 @@ class WorkerStart:
         self._then = then
         self._heard: tuple[signal.Signals, ...] = ()
 
-    def notice_signals(self) -> None:
-        """Note which notices to stop the rank listens for; called before workers start."""
-        mine = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Open while workers start: they are born deaf to the notices that the rank listens for.
+
+        The rank itself hears them a moment later, or at once through another of its threads.
+        """
+        plain = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
         notices = {*settings().preemption_signals, signal.SIGINT, signal.SIGTERM}
-        self._heard = tuple(s for s in notices if signal.getsignal(s) not in mine)
+        self._heard = tuple(s for s in notices if signal.getsignal(s) not in plain)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._heard)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __call__(self, worker: int) -> None:
         """Prepare this process, which is worker number ``worker`` of its rank."""
@@ -65,11 +75,12 @@ def _leave_notices_to_the_rank(signals: tuple[signal.Signals, ...]) -> None:
     """
     # Inherited by fork, and shared: what this process hears would wake the rank.
     signal.set_wakeup_fd(-1)
-    for number in signals:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+    ignored = {number for number in signals if number != signal.SIGTERM}
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     if signal.SIGTERM in signals:
-        # Blocked, and taken by a thread, because only that tells who sent it.
+        # It stays blocked, and a thread takes it, because only that tells who sent it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
 
