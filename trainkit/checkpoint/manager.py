@@ -84,6 +84,7 @@ class CheckpointManager:
         self._next_look = 0
         self.last_saved_step: int | None = None
         """The step that the storage holds of this run: last saved, or else restored."""
+        self._seen_step: int | None = None
         self._storage = None if url is None else open_storage(url)
         self._saver: Saver | None = None
         if self._storage is not None:
@@ -115,6 +116,7 @@ class CheckpointManager:
             Preempted: the job is to stop; the state after ``step`` is saved.
             OSError: a save failed; the checkpoints before it are untouched.
         """
+        self._seen_step = step
         monitor = self._monitor
         if monitor is not None and monitor.stop_now(step):
             self._stop(step, metrics)
@@ -148,6 +150,14 @@ class CheckpointManager:
         self._schedule.stand_still(seconds)
         if self._communicator.rank == 0:
             log.info("saved step %d to %s in %.2f s", step, self.url, seconds)
+
+    def save_unsaved(self) -> None:
+        """Save the last step that ``step`` was told of, unless that is saved already.
+
+        For the end of a run, where the policy is silent. Raises what ``save`` raises.
+        """
+        if self._seen_step is not None and self._seen_step != self.last_saved_step:
+            self.save(self._seen_step)
 
     def restore_latest(self) -> int | None:
         """Restore the newest checkpoint that is whole.

@@ -23,7 +23,7 @@ class Schedule:
         communicator: Communicator,
         *,
         timeout: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Begin; every rank does, with a policy of the same kind.
 
@@ -31,12 +31,12 @@ class Schedule:
             policy: what decides.
             communicator: of the ranks that save together.
             timeout: seconds to wait for the other ranks' answer.
-            clock: seconds.
+            clock: seconds; the monotonic clock by default.
         """
         self._policy = policy
         self._communicator = communicator
         self._timeout = timeout
-        self._clock = clock
+        self._clock = clock or time.monotonic
         self._stood_still = 0.0
         self._last: tuple[int, float] | None = None
         self.next_look = 0

@@ -94,7 +94,11 @@ def test_entries_that_share_a_file_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("saved", "run", "words"),
     [
-        (np.zeros(3), np.zeros(4), r"expects an array of shape \(4,\) .* holds an array of shape \(3,\)"),
+        (
+            np.zeros(3),
+            np.zeros(4),
+            r"expects an array of shape \(4,\) .* holds an array of shape \(3,\)",
+        ),
         (np.zeros(3), np.zeros(3, np.float32), "expects .* type float32.* holds .* type float64"),
         ([1], {}, "expects a dict.*holds a list"),
         ({}, [1], "expects a list.*holds a dict"),
