@@ -9,10 +9,8 @@ Without --data-dir and --data-url it trains on 8,000 digits that come with the p
 tests on 2,000 others, with no network. Fashion-MNIST files work through the same flags.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,8 +18,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import trainkit
-from trainkit.data.mnist import MnistDataset, load_mnist
+from trainkit.data import MnistDataset
 from trainkit.recipes._config import RecipeConfig, run_recipe
+from trainkit.recipes._torch import count_right, export, finish, say, total_steps
 from trainkit.recipes._trace import StepTrace
 
 __all__ = ["Config", "Net", "main"]
@@ -64,12 +63,13 @@ class Net(nn.Module):
 
 def main(ctx: trainkit.Context, config: Config) -> float:
     """Train and test; returns the test accuracy, the same on all ranks."""
-    data = load_mnist(config.data_dir, config.data_url)
+    train_set, test_set = _load(config, train=True), _load(config, train=False)
     net = Net()
-    model = ctx.setup(torch.compile(net) if config.compile else net)
+    if config.compile:
+        net.compile()
+    model = ctx.setup(net)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    loader = ctx.setup_dataloader(_loader(data.train, config.batch_size, shuffle=True))
-    steps = _total_steps(config, len(loader))
+    loader = ctx.setup_dataloader(DataLoader(train_set, config.batch_size, shuffle=True))
     progress = trainkit.Progress()
     checkpoints = ctx.checkpoints(
         save=config.checkpoint_every,
@@ -79,12 +79,8 @@ def main(ctx: trainkit.Context, config: Config) -> float:
         progress=progress,
     )
     checkpoints.restore_latest()
-    first = progress.step
-    if first >= steps:
-        _say(ctx, f"nothing left: step {first} of {steps}")
-    else:
-        global_batch = config.batch_size * ctx.world_size
-        _say(ctx, f"{steps - first} steps of {global_batch} samples on {ctx.world_size} rank(s)")
+    first, steps = progress.step, total_steps(config.epochs, len(loader), config.max_steps)
+    _introduce(ctx, config, train_set, first, steps)
     with StepTrace(config.trace, ctx.rank) as trace:
         for progress.epoch in range(progress.epoch, config.epochs):  # noqa: B020
             if progress.step >= steps:
@@ -102,52 +98,31 @@ def main(ctx: trainkit.Context, config: Config) -> float:
                 checkpoints.step(progress.step)
                 if progress.step >= steps:
                     break
-    accuracy = test(ctx, model, data.test)
-    if config.output_dir is not None and ctx.rank == 0:
-        export(net, config.output_dir)
-    _say(ctx, f"test accuracy {accuracy:.2%} on {len(data.test):,} images, {data.source}")
-    done = {
-        "event": "done",
-        "step": progress.step,
-        "steps_run": progress.step - first,
-        "test_accuracy": accuracy,
-    }
-    _say(ctx, json.dumps(done))
+    accuracy = count_right(ctx, model, DataLoader(test_set, 1000)) / len(test_set)
+    export(ctx, net, config.output_dir)
+    say(ctx, f"test accuracy {accuracy:.2%} on {len(test_set):,} images ({test_set.source})")
+    finish(ctx, step=progress.step, steps_run=progress.step - first, test_accuracy=accuracy)
     return accuracy
 
 
-@torch.no_grad()
-def test(ctx: trainkit.Context, model: nn.Module, images: MnistDataset) -> float:
-    """Share of ``images`` that ``model`` tells right; each counts once, on any number of ranks."""
-    model.eval()
-    loader = ctx.setup_dataloader(_loader(images, 1000), train=False)
-    right = torch.zeros((), device=ctx.device)
-    for x, y, _ in loader:
-        right += ((model(x).argmax(1) == y) & loader.mask).sum()
-    model.train()
-    return float(ctx.all_reduce(right, "sum")) / len(images)
+def _load(config: Config, *, train: bool) -> MnistDataset:
+    return MnistDataset.load(
+        train=train, data_dir=config.data_dir, data_url=config.data_url, with_ids=True
+    )
 
 
-def export(net: nn.Module, folder: str) -> None:
-    """Write the weights as ``model.safetensors``."""
-    from safetensors.torch import save_file
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(net.state_dict(), Path(folder) / "model.safetensors")
-
-
-def _loader(images: MnistDataset, batch_size: int, *, shuffle: bool = False) -> DataLoader[object]:
-    # The dataset hands out whole batches, so there is nothing left to collate.
-    return DataLoader(images, batch_size, shuffle=shuffle, collate_fn=_as_it_is)
-
-
-def _as_it_is(batch: object) -> object:
-    return batch
-
-
-def _total_steps(config: Config, steps_an_epoch: int) -> int:
-    by_epochs = config.epochs * steps_an_epoch
-    return by_epochs if config.max_steps is None else min(by_epochs, config.max_steps)
+def _introduce(
+    ctx: trainkit.Context, config: Config, train_set: MnistDataset, first: int, steps: int
+) -> None:
+    if first >= steps:
+        say(ctx, f"nothing left: step {first} of {steps}")
+        return
+    say(
+        ctx,
+        f"{len(train_set):,} images ({train_set.source}): {steps - first} steps of "
+        f"{config.batch_size} x {ctx.world_size} = {config.batch_size * ctx.world_size} images, "
+        f"{config.precision} on {ctx.device}",
+    )
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
@@ -162,11 +137,6 @@ def _set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
     fall = 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.25) / 0.75))
     for group in optimizer.param_groups:
         group["lr"] = peak * rise * fall
-
-
-def _say(ctx: trainkit.Context, text: str) -> None:
-    if ctx.rank == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

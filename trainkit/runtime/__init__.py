@@ -1,6 +1,6 @@
 """Joining the rooms: ``run``, ``init`` and the ``Context``."""
 
 from trainkit.runtime.context import Context
-from trainkit.runtime.run import init, run
+from trainkit.runtime.entry import init, run
 
 __all__ = ["Context", "init", "run"]

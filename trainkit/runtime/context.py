@@ -140,12 +140,12 @@ class Context:
             keep: number of newest checkpoints to keep.
             state: by name, anything with ``state_dict`` and ``load_state_dict``.
         """
-        from trainkit.checkpoint import CheckpointManager
+        from trainkit.checkpoint import CheckpointManager, EverySteps
 
         manager = CheckpointManager(
             url or self._checkpoint_dir,
             state,
-            save=save,
+            save=EverySteps(save) if isinstance(save, int) else save,
             keep=keep,
             communicator=self._strategy.communicator,
             monitor=self._monitor,

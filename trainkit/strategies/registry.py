@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from trainkit.errors import DependencyError, StrategyError, UsageError
+from trainkit.frameworks import FRAMEWORKS
 from trainkit.strategies.base import Strategy
 
 __all__ = ["resolve", "strategies"]
@@ -65,7 +66,7 @@ def _only(frameworks: list[str]) -> str:
 
 def _unknown(name: str, framework: str) -> UsageError | StrategyError:
     known = ", ".join(f"{a}:{b}" for a, b in strategies())
-    if framework and not any(key[0] == framework for key in _HOMES):
+    if framework in FRAMEWORKS and not any(key[0] == framework for key in _HOMES):
         return StrategyError(
             f"there is no strategy for {framework} yet (strategy={name!r}). Known: {known}."
         )

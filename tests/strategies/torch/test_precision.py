@@ -62,7 +62,8 @@ def test_an_unknown_precision_is_an_error_that_lists_the_known():
         apply_precision(Model(), "fp8", "cpu")
 
 
-def test_bf16_works_on_a_compiled_model():
+def test_bf16_works_on_a_compiled_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # or torch sets it, for good
     model = torch.compile(Model(), backend="eager")
     apply_precision(model, "bf16", "cpu")
     output = model(torch.ones(2, 8))

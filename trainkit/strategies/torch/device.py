@@ -7,9 +7,10 @@ import torch
 
 from trainkit import config
 from trainkit.errors import EnvironmentFaultError
+from trainkit.resources.cpus import cpu_limit
 from trainkit.resources.gpus import gpu_was_asked_for
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "limit_threads"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,20 @@ def choose_device(
             local_world_size,
         )
     return torch.device("cuda", local_rank)
+
+
+def limit_threads(local_world_size: int) -> None:
+    """Hold torch's threads to this rank's share of the CPU limit.
+
+    torch starts a thread for every core of the host, whatever the pod may use of them, and
+    threads that wait for throttled ones burn the rest. A user's OMP_NUM_THREADS stands.
+    """
+    if config.environ().get("OMP_NUM_THREADS"):
+        return
+    limit, _ = cpu_limit()
+    share = max(1, int(limit) // local_world_size)
+    if share < torch.get_num_threads():
+        torch.set_num_threads(share)
 
 
 def _one_device_each(environ: Mapping[str, str] | None) -> bool:

@@ -7,7 +7,7 @@ import torch
 from trainkit.coordination import Communicator
 from trainkit.errors import StrategyError
 from trainkit.strategies.base import Strategy
-from trainkit.strategies.torch.device import choose_device
+from trainkit.strategies.torch.device import choose_device, limit_threads
 from trainkit.strategies.torch.precision import apply_precision
 from trainkit.topology import Topology
 
@@ -45,6 +45,7 @@ class Single(Strategy):
     def _take_device(self, topology: Topology) -> None:
         local_rank = topology.local_rank or 0
         self._device = choose_device(local_rank, topology.local_world_size, request=self._request)
+        limit_threads(topology.local_world_size)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 

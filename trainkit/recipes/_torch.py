@@ -1,0 +1,53 @@
+"""What the torch recipes do alike: exact tests, the exported model, the last line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import trainkit
+
+__all__ = ["count_right", "export", "finish", "say", "total_steps"]
+
+
+def say(ctx: trainkit.Context, text: str) -> None:
+    """Print a line on rank 0."""
+    if ctx.rank == 0:
+        print(text, flush=True)
+
+
+def total_steps(epochs: int, steps_an_epoch: int, max_steps: int | None) -> int:
+    """Optimizer steps of the whole run, over all attempts."""
+    by_epochs = epochs * steps_an_epoch
+    return by_epochs if max_steps is None else min(by_epochs, max_steps)
+
+
+@torch.no_grad()
+def count_right(ctx: trainkit.Context, model: torch.nn.Module, loader: DataLoader[Any]) -> int:
+    """How many samples ``model`` tells right; each counts once, on any number of ranks."""
+    model.eval()
+    right = torch.zeros((), device=ctx.device)
+    shard = ctx.setup_dataloader(loader, train=False)
+    for inputs, labels, *_ in shard:
+        right += ((model(inputs).argmax(1) == labels) & shard.mask).sum()
+    model.train()
+    return round(float(ctx.all_reduce(right, "sum")))
+
+
+def export(ctx: trainkit.Context, net: torch.nn.Module, folder: str | None) -> None:
+    """Write the weights as ``folder/model.safetensors``, from rank 0."""
+    if folder is None or ctx.rank != 0:
+        return
+    from safetensors.torch import save_file
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    save_file(weights, Path(folder) / "model.safetensors")
+
+
+def finish(ctx: trainkit.Context, *, step: int, steps_run: int, **results: float) -> None:
+    """Print the last line of a recipe: one JSON object, for whoever started it."""
+    done = {"event": "done", "step": step, "steps_run": steps_run, **results}
+    say(ctx, json.dumps(done))
