@@ -17,6 +17,7 @@ from trainkit.testing.environs import torchrun_environ
 from trainkit.testing.handles import RankHandle, Ranks
 from trainkit.testing.ports import free_port
 from trainkit.testing.ranks import run_ranks, start_ranks
+from trainkit.testing.requirements import requires_cuda, requires_module, requires_root
 from trainkit.testing.results import RankResult, RanksFailed, RanksTimeout
 
 __all__ = [
@@ -27,6 +28,9 @@ __all__ = [
     "RanksFailed",
     "RanksTimeout",
     "free_port",
+    "requires_cuda",
+    "requires_module",
+    "requires_root",
     "run_ranks",
     "start_ranks",
     "torchrun_environ",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.testing.family import Family, kill
-from trainkit.testing.processes import children_exist, descendants, process_table
+from trainkit.testing.processes import descendants, own_children, process_table
 from trainkit.testing.rank import SET_CHILD_SUBREAPER, become_rank, prctl
 from trainkit.waiting import Deadline
 
@@ -200,12 +200,10 @@ class Nursery:
 
     def _adopt(self, family: Family) -> None:
         """Give processes whose parent died, and that became ours, to the run they are from."""
-        if not children_exist():
-            return
         known = {pid for other in self._families.values() for pid in other.pids()}
-        for info in process_table().values():
-            if info.parent != self._pid or info.pid in known:
-                continue
+        unknown = own_children() - known
+        table = process_table() if unknown else {}
+        for info in (table[pid] for pid in unknown if pid in table):
             # One that left its rank's session tells nothing: it counts with the rank that
             # ended just now. That can be wrong only where runs overlap, and both are ours.
             owners = (f for f in self._families.values() if f.is_session(info.session))

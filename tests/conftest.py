@@ -1,0 +1,50 @@
+"""Hygiene of all tests: each has a temp folder of its own, and one that leaks fails."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainkit.config import environ, set_environ
+from trainkit.testing.leaks import Surroundings
+from trainkit.testing.plugin import ranks
+
+__all__ = ["ranks"]
+
+_TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def _temp_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    # Numbered here, since tmp_path_factory looks through all folders for the next number; and
+    # short, since the path of a Unix socket has at most 107 bytes.
+    root = tmp_path_factory.mktemp("t")
+    numbers = itertools.count()
+    return (root / str(number) for number in numbers)
+
+
+@pytest.fixture(autouse=True)
+def _hygiene(_temp_folders: Iterator[Path]) -> Iterator[None]:
+    """Give the test a TMPDIR, and fail it if it leaves anything anywhere."""
+    # Must not use `monkeypatch`: it would be undone only after the look at the environment.
+    folder = next(_temp_folders)
+    folder.mkdir()
+    before_tmpdir = environ().get("TMPDIR")
+    _use_temp_folder(str(folder))
+    before = Surroundings.now(folder, _TESTS, _TESTS.parent)
+    yield
+    leaks = before.leaks()
+    if leaks:
+        before.restore()
+    _use_temp_folder(before_tmpdir)
+    shutil.rmtree(folder, ignore_errors=True)
+    if leaks:
+        pytest.fail("the test leaks:\n  " + "\n  ".join(leaks), pytrace=False)
+
+
+def _use_temp_folder(folder: str | None) -> None:
+    set_environ({"TMPDIR": folder})
+    tempfile.tempdir = None  # or tempfile goes on with the folder it looked up before
