@@ -23,11 +23,11 @@ LEAKS = {
         "signal handler: SIGUSR1 was",
     ),
     "thread": (
-        "threading.Thread(target=threading.Event().wait, args=(300,), name='mine').start()",
+        "threading.Thread(target=over.wait, name='mine').start()",
         "thread: 'mine' still runs (not daemon)",
     ),
     "daemon": (
-        "threading.Thread(target=threading.Event().wait, name='mine', daemon=True).start()",
+        "threading.Thread(target=over.wait, name='mine', daemon=True).start()",
         "thread: 'mine' still runs (daemon)",
     ),
     "process": ("kept.append(subprocess.Popen(['sleep', '1000']))", "runs: sleep 1000"),
@@ -79,8 +79,18 @@ HEAD = """
 import os, signal, socket, subprocess, sys, tempfile, threading
 from pathlib import Path
 
+import pytest
+import trainkit.testing.leaks
+
+trainkit.testing.leaks._ENDING_TIME = 1.0
 ROOT = Path(__file__).parents[1]
 kept = []
+over = threading.Event()
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_threads():
+    yield
+    over.set()
 """
 
 

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from trainkit.testing import NurseryLost, requires_module, run_ranks, start_ranks
+from trainkit.testing import NurseryLost, connection, requires_module, run_ranks, start_ranks
 from trainkit.testing.connection import Connection, nursery_for
 from trainkit.testing.processes import descendants, process_table
 from trainkit.waiting import Deadline, wait_until
@@ -48,6 +49,10 @@ def end_parent_ranks() -> None:
         os.getppid()
 
 
+def wait_ranks() -> None:
+    threading.Event().wait()
+
+
 def waste_descriptors_ranks() -> None:
     for _ in range(20):
         os.dup(1)
@@ -57,9 +62,9 @@ def waste_descriptors_ranks() -> None:
 @pytest.fixture
 def own_nursery():
     """A nursery of this test's own, in a process that starts none."""
-    connection = Connection(())
-    yield connection
-    connection.close()
+    nursery = Connection(())
+    yield nursery
+    nursery.close()
 
 
 def test_second_run_uses_the_nursery_of_the_first():
@@ -115,7 +120,7 @@ def test_twenty_runs_leave_nothing():
 
 
 def test_loss_of_the_nursery_is_an_error_and_the_next_run_starts_another(own_nursery, monkeypatch):
-    monkeypatch.setitem(sys.modules["trainkit.testing.connection"]._connections, ("x",), own_nursery)
+    monkeypatch.setitem(connection._connections, ("x",), own_nursery)
     monkeypatch.delitem(sys.modules, "pytest")  # or its name is added to the key
     with pytest.raises(NurseryLost, match="is gone"):
         run_ranks(end_parent_ranks, 1, preload=("x",))
@@ -124,16 +129,24 @@ def test_loss_of_the_nursery_is_an_error_and_the_next_run_starts_another(own_nur
     second.close()
 
 
-def test_ranks_die_with_their_nursery(own_nursery):
-    with start_ranks(end_parent_ranks, 1, preload=()):
-        pass  # starts the shared one, which must survive what follows
-    shared = nursery_for(())
-    run = own_nursery.new_run(print)
-    folder = Path(os.environ["TMPDIR"]) / "run"
-    (folder / "rank-0").mkdir(parents=True)
-    started = own_nursery.ask(op="start", run=run, folder=str(folder), n=1, timeout=60)
-    assert len(started["pids"]) == 1
-    assert shared.usable
+def test_ranks_die_with_their_nursery(own_nursery, monkeypatch):
+    monkeypatch.setitem(connection._connections, ("x",), own_nursery)
+    monkeypatch.delitem(sys.modules, "pytest")
+    pids = []
+
+    def lose_the_nursery() -> None:
+        with start_ranks(wait_ranks, 2, preload=("x",)) as ranks:
+            pids.extend(handle.pid for handle in ranks)
+            os.kill(own_nursery.pid, 9)
+
+    with pytest.raises(NurseryLost, match="is gone"):
+        lose_the_nursery()
+    assert len(pids) == 2
+    wait_until(
+        lambda: not process_table().keys() & set(pids),
+        what="the ranks to die with their parent",
+        deadline=Deadline(30),
+    )
 
 
 @pytest.mark.parametrize("number", ["KILL", "TERM"])

@@ -17,9 +17,10 @@ def master_port_ranks() -> int:
 
 
 def test_port_can_be_listened_on():
-    with socket.create_server(("127.0.0.1", free_port())) as server:
-        with socket.create_connection(server.getsockname()):
-            pass
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as server:
+        socket.create_connection(server.getsockname(), timeout=10).close()
+        assert server.getsockname()[1] == port
 
 
 def test_port_is_outside_the_range_of_outgoing_connections():

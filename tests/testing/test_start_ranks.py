@@ -72,15 +72,17 @@ def test_signal_reaches_the_handler_of_the_rank():
 
 def test_no_process_survives_the_block():
     pids = []
-    with pytest.raises(RuntimeError, match="the test's own"):  # noqa: SIM117 - which ends first
+
+    def fail_among_ranks() -> None:
         with start_ranks(with_children_ranks, 2, preload=()) as ranks:
             for handle in ranks:
                 words = handle.wait_for("ready").split()
-                pids += [handle.pid, *map(int, words[1:4])]
-            wait_until(
-                lambda: all(map(alive, pids)), what="all processes", deadline=Deadline(30)
-            )
+                pids.extend([handle.pid, *map(int, words[1:4])])
+            assert all(map(alive, pids))
             raise RuntimeError("the test's own")
+
+    with pytest.raises(RuntimeError, match="the test's own"):
+        fail_among_ranks()
     assert len(set(pids)) == 8
     assert [pid for pid in pids if alive(pid)] == []
 
@@ -120,7 +122,7 @@ def test_deadline_is_enforced_while_nobody_waits():
 
 def test_own_timeout_of_a_wait_leaves_the_rank_alone():
     with start_ranks(wait_ranks, 1, preload=()) as ranks:
-        with pytest.raises(DeadlineError, match="rank 0 of .*wait_ranks to end"):
+        with pytest.raises(DeadlineError, match=r"rank 0 of .*wait_ranks to end"):
             ranks[0].wait(timeout=0.05)
         with pytest.raises(DeadlineError, match="to print 'never'"):
             ranks[0].wait_for("never", timeout=0.05)

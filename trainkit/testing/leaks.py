@@ -77,13 +77,12 @@ class Surroundings:
 
     def leaks(self) -> list[str]:
         """What there is now and was not there then, one line each; waits for what is ending."""
-        lasting = [
-            *_wait_away(self._new_threads),
-            *_wait_away(self._new_processes),
-            *_wait_away(self._new_ports),
-        ]
+        lasting = [*_wait_away(self._new_threads), *_wait_away(self._new_processes)]
         if not self.process_group and _process_group_exists():
             lasting.append("torch.distributed: the process group is still initialised")
+        else:
+            # The ports of a process group would only repeat the line above.
+            lasting += _wait_away(self._new_ports)
         return (
             lasting
             + self._changed_variables()
