@@ -8,6 +8,13 @@ from trainkit.checkpoint import CheckpointOptions
 from trainkit.coordination import Communicator, MemoryStore
 
 
+@pytest.fixture(autouse=True)
+def _compiler_cache(tmp_path, monkeypatch):
+    """torch's compiler, which optimizers import too, writes its cache's place into the
+    environment unless it is there."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / ".inductor"))
+
+
 @pytest.fixture
 def quick():
     """Options that wait for seconds where a job would wait for minutes."""

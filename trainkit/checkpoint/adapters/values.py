@@ -18,7 +18,7 @@ from trainkit.checkpoint.format.tensors import METADATA, StoredTensor, TensorSou
 from trainkit.errors import CheckpointDamagedError, UsageError
 from trainkit.frameworks import loaded
 
-__all__ = ["Encoder", "decode"]
+__all__ = ["Encoder", "decode", "from_json_bytes", "to_json_bytes"]
 
 _KIND = "$kind"
 _MAX_DEPTH = 100

@@ -14,13 +14,7 @@ def net(width=4):
 
 
 @pytest.fixture
-def compiler_cache(tmp_path, monkeypatch):
-    """torch.compile writes where its cache is into the environment, unless it is there."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-
-
-@pytest.fixture
-def ddp(compiler_cache):
+def ddp():
     """The real DistributedDataParallel, over a process group that talks to nobody."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=1)
@@ -54,7 +48,6 @@ def test_bare_wrapped_and_compiled_load_each_other(tmp_path, ddp):
             assert same(model, fresh), (saved_as, restored_as)
 
 
-@pytest.mark.usefixtures("compiler_cache")
 def test_a_child_that_is_called_module_keeps_its_name():
     class Outer(torch.nn.Module):
         def __init__(self):

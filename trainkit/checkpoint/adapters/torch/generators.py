@@ -10,9 +10,10 @@ __all__ = ["capture", "give_back"]
 def capture() -> dict[str, Any]:
     """States by name; a CUDA device counts only if this process uses it already."""
     states = {"torch": torch.get_rng_state()}
+    cuda: Any = torch.cuda  # its functions have types in some releases only
     # Of the current device alone: asking the others would make a context of 400 MiB on each.
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["torch_cuda"] = torch.cuda.get_rng_state()
+    if cuda.is_available() and cuda.is_initialized():
+        states["torch_cuda"] = cuda.get_rng_state()
     return states
 
 
