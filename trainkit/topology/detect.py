@@ -1,52 +1,55 @@
 """Ask each platform in turn whether it made what this process sees."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib import import_module
 
 from trainkit import config
 from trainkit.errors import TopologyError, TrainkitError
 from trainkit.topology.environment import ClusterEnvironment
-from trainkit.topology.environments.indexed_job import IndexedJob, JobSet
-from trainkit.topology.environments.jaxjob import JaxJob
-from trainkit.topology.environments.local import Local
-from trainkit.topology.environments.mpi import Mpi
-from trainkit.topology.environments.mpijob import MpiJob
-from trainkit.topology.environments.mxjob import MXJob
-from trainkit.topology.environments.paddlejob import PaddleJob
-from trainkit.topology.environments.pytorchjob import PyTorchJob
-from trainkit.topology.environments.slurm import Slurm
-from trainkit.topology.environments.tfjob import TFJob
-from trainkit.topology.environments.torchelastic import TorchElastic
-from trainkit.topology.environments.trainjob import TrainJob
-from trainkit.topology.environments.variables import Variables
-from trainkit.topology.environments.xgboostjob import XGBoostJob
-from trainkit.topology.plugins import plugged_in
+from trainkit.topology.plugins import plugged_in, skip
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Topology
 
-__all__ = ["detect"]
+__all__ = ["detect", "known_environments"]
 
-log = logging.getLogger(__name__)
+# Module and class of each platform, and variables of which one must be set before it is worth
+# importing and asking; none for the last. The order is that of asking.
+_Row = tuple[str, str, tuple[str, ...]]
 
 # Launchers start ranks inside pods, and overwrite or outlive what the pod had: the innermost
 # is asked first.
-_LAUNCHERS: tuple[ClusterEnvironment, ...] = (TorchElastic(), Mpi(), Slurm())
+_LAUNCHERS: tuple[_Row, ...] = (
+    ("torchelastic", "TorchElastic", ("TORCHELASTIC_RUN_ID",)),
+    ("mpi", "Mpi", ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMI_ID")),
+    ("slurm", "Slurm", ("SLURM_STEP_ID",)),
+)
 
 # Those with marks of their own come before those that share names with others.
-_PLATFORMS: tuple[ClusterEnvironment, ...] = (
-    TFJob(),
-    MXJob(),
-    PaddleJob(),
-    JaxJob(),
-    PyTorchJob(),
-    TrainJob(),
-    XGBoostJob(),
-    MpiJob(),
-    Variables(),
-    JobSet(),
-    IndexedJob(),
-    Local(),
+_PLATFORMS: tuple[_Row, ...] = (
+    ("tfjob", "TFJob", ("TF_CONFIG",)),
+    ("mxjob", "MXJob", ("MX_CONFIG",)),
+    ("paddlejob", "PaddleJob", ("PADDLE_MASTER",)),
+    ("jaxjob", "JaxJob", ("COORDINATOR_ADDRESS", "NUM_PROCESSES")),
+    ("pytorchjob", "PyTorchJob", ("PET_NNODES", "PET_RDZV_ENDPOINT")),
+    ("trainjob", "TrainJob", ("PET_NNODES", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES")),
+    ("trainjob", "TrainJob", ("DMLC_TRACKER_URI",)),
+    ("xgboostjob", "XGBoostJob", ("WORKER_ADDRS",)),
+    (
+        "mpijob",
+        "MpiJob",
+        (
+            "OMPI_MCA_orte_default_hostfile",
+            "PRTE_MCA_prte_default_hostfile",
+            "I_MPI_HYDRA_HOST_FILE",
+            "HYDRA_HOST_FILE",
+            "K_MPI_JOB_ROLE",
+        ),
+    ),
+    ("variables", "Variables", ("RANK", "WORLD_SIZE")),
+    ("indexed_job", "JobSet", ("JOB_COMPLETION_INDEX",)),
+    ("indexed_job", "IndexedJob", ("JOB_COMPLETION_INDEX",)),
+    ("local", "Local", ()),
 )
 
 
@@ -68,12 +71,40 @@ def detect(sight: Sight | None = None) -> Topology:
     name = _chosen(sight)
     if name is not None:
         return _as_chosen(sight, name)
-    for environment in _LAUNCHERS:
-        if environment.detect(sight):
-            return environment.topology(sight)
+    for environment, mark in _matching(sight, _LAUNCHERS):
+        return _found_by(mark, environment.topology(sight))
     for environment in _matching_plugins(sight):
-        return _of_plugin(environment, sight)
-    return next(e for e in _PLATFORMS if e.detect(sight)).topology(sight)
+        return _found_by(f"plug-in {environment.name}", _of_plugin(environment, sight))
+    environment, mark = next(_matching(sight, _PLATFORMS))
+    return _found_by(mark, environment.topology(sight))
+
+
+def known_environments() -> list[ClusterEnvironment]:
+    """Our own environments, in the order of asking."""
+    return [_make(row) for row in dict.fromkeys((*_LAUNCHERS, *_PLATFORMS))]
+
+
+def _make(row: _Row) -> ClusterEnvironment:
+    module, name, _ = row
+    found: type[ClusterEnvironment] = getattr(
+        import_module(f"trainkit.topology.environments.{module}"), name
+    )
+    return found()
+
+
+def _matching(sight: Sight, rows: Iterable[_Row]) -> Iterator[tuple[ClusterEnvironment, str]]:
+    """Environments that recognise what is seen, each with the variable that led to it."""
+    for row in rows:
+        marks = row[2]
+        seen = next((mark for mark in marks if sight.get(mark) is not None), None)
+        if seen is not None or not marks:
+            environment = _make(row)
+            if environment.detect(sight):
+                yield environment, seen or "default"
+
+
+def _found_by(source: str, topology: Topology) -> Topology:
+    return replace(topology, sources={"platform": source, **topology.sources})
 
 
 def _chosen(sight: Sight) -> str | None:
@@ -87,7 +118,7 @@ def _chosen(sight: Sight) -> str | None:
 
 
 def _as_chosen(sight: Sight, name: str) -> Topology:
-    known = [*_LAUNCHERS, *_PLATFORMS]
+    known = known_environments()
     named = [environment for environment in known if environment.name == name]
     if not named:
         plugins = list(plugged_in())
@@ -104,12 +135,11 @@ def _as_chosen(sight: Sight, name: str) -> Topology:
     topology = chosen.topology(sight)
     if topology.starts_ranks:
         # A rank inherits TRAINKIT_PLATFORM from its pod, and must not start ranks once more.
-        for launcher in _LAUNCHERS[:2]:
-            if launcher.detect(sight):
-                unused = f"TRAINKIT_PLATFORM={name!r}: of the pod, and this is a rank in it."
-                topology = launcher.topology(sight)
-                return replace(topology, unused=(*topology.unused, unused))
-    return replace(topology, sources={**topology.sources, "platform": "TRAINKIT_PLATFORM"})
+        for launcher, _ in _matching(sight, _LAUNCHERS[:2]):
+            unused = f"TRAINKIT_PLATFORM={name!r}: of the pod, and this is a rank in it."
+            inner = launcher.topology(sight)
+            return replace(inner, unused=(*inner.unused, unused))
+    return _found_by("TRAINKIT_PLATFORM", topology)
 
 
 def _matching_plugins(sight: Sight) -> Iterator[ClusterEnvironment]:
@@ -117,7 +147,7 @@ def _matching_plugins(sight: Sight) -> Iterator[ClusterEnvironment]:
         try:
             matches = environment.detect(sight)
         except Exception as reason:
-            log.warning("environment plug-in %s is skipped: %r", environment.name, reason)
+            skip(environment.name, reason)
             continue
         if matches:
             yield environment

@@ -30,7 +30,6 @@ TORCHRUN_PORT: Final = 29500
 """The port that torchrun takes where none is given."""
 
 _LONGEST_SHOWN = 160
-_INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def integer(sight: Sight, name: str, *, least: int = 0) -> int | None:
     text = sight.get(name)
     if text is None:
         return None
-    if not _INTEGER.fullmatch(text) or len(text) > 18 or int(text) < least:
+    if not re.fullmatch("[+-]?[0-9]{1,18}", text) or int(text) < least:
         raise malformed(sight, name, f"a whole number, {least} or more")
     return int(text)
 

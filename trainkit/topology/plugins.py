@@ -4,7 +4,6 @@ Found by reading ``*.dist-info/entry_points.txt`` by hand: ``importlib.metadata`
 90 ms to import and to open every package, which each start would pay.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,11 +12,9 @@ from typing import Any, Final
 
 from trainkit.topology.environment import ClusterEnvironment
 
-__all__ = ["GROUP", "entry_points", "plugged_in"]
+__all__ = ["GROUP", "entry_points", "plugged_in", "skip"]
 
 GROUP: Final = "trainkit.environments"
-
-log = logging.getLogger(__name__)
 
 
 def plugged_in(folders: Iterable[str] | None = None) -> Iterator[ClusterEnvironment]:
@@ -33,13 +30,21 @@ def plugged_in(folders: Iterable[str] | None = None) -> Iterator[ClusterEnvironm
             for part in filter(None, attribute.strip().split(".")):
                 found = getattr(found, part)
             environment: ClusterEnvironment = found() if isinstance(found, type) else found
-            if not (callable(environment.detect) and callable(environment.topology)):
-                raise TypeError("detect and topology must be methods")
-            log.debug("environment plug-in %s: %s", name, environment.name)
+            for required in ("name", "detect", "topology"):
+                getattr(environment, required)
         except Exception as reason:
-            log.warning("environment plug-in %s (%s) is skipped: %r", name, target, reason)
+            skip(f"{name} ({target})", reason)
             continue
         yield environment
+
+
+def skip(plugin: str, reason: Exception) -> None:
+    """Warn of a plug-in that cannot be asked."""
+    import logging  # 9 ms that a start without broken plug-ins need not pay
+
+    logging.getLogger(__name__).warning(
+        "environment plug-in %s is broken and skipped: %r", plugin, reason
+    )
 
 
 def entry_points(folders: Iterable[str]) -> list[tuple[str, str]]:
@@ -47,30 +52,36 @@ def entry_points(folders: Iterable[str]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for folder in folders:
         try:
-            entries = sorted(os.listdir(folder or "."))
+            entries = os.listdir(folder or ".")
         except OSError:
             continue  # sys.path also holds zip files and folders that are not there
-        for entry in entries:
-            if entry.endswith(".dist-info"):
-                for name, target in _group_of(os.path.join(folder, entry, "entry_points.txt")):
+        for entry in sorted(entry for entry in entries if entry.endswith(".dist-info")):
+            text = _read(f"{folder or '.'}/{entry}/entry_points.txt")
+            if GROUP in text:
+                for name, target in _group_of(text):
                     found.setdefault(name, target)
     return list(found.items())
 
 
-def _group_of(path: str) -> list[tuple[str, str]]:
+def _read(path: str) -> str:
+    # Without Python's file objects: there may be hundreds of packages, and most have no such file.
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return []
-    if GROUP not in text:
-        return []
-    pairs, inside = [], False
+        return ""
+    try:
+        return os.read(descriptor, 1 << 20).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def _group_of(text: str) -> Iterator[tuple[str, str]]:
+    inside = False
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
             inside = line == f"[{GROUP}]"
         elif inside and "=" in line and not line.startswith(("#", ";")):
             name, _, target = line.partition("=")
-            # "module:attr [extra]" is an old form.
-            pairs.append((name.strip(), target.partition("[")[0].strip()))
-    return pairs
+            yield name.strip(), target.partition("[")[0].strip()  # "module:attr [extra]" is old

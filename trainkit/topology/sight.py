@@ -14,7 +14,8 @@ from trainkit.errors import DataError, InputMissingError, NoPermissionError
 __all__ = ["Sight"]
 
 # "BASH_FUNC_module%%" is what bash exports a function as; its body follows in lines.
-_NAME = re.compile(r"[A-Za-z_][\w.\-]*|BASH_FUNC_.*(%%|\(\))")
+_NAME = r"[A-Za-z_][\w.\-]*|BASH_FUNC_.*(%%|\(\))"
+_SERVICE_LINKS = ("tcp://", "udp://", "sctp://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,6 @@ class Sight:
             return None
 
 
-_SERVICE_LINKS = ("tcp://", "udp://", "sctp://")
-
-
 def _count_gpus() -> int:
     from trainkit.resources.gpus import visible_gpu_count
 
@@ -161,7 +159,7 @@ def _from_lines(path: str, text: str) -> dict[str, str]:
         return {name: value for name, _, value in pairs}
     for number, line in enumerate(text.split("\n"), start=1):
         head, equals, value = line.partition("=")
-        if equals and _NAME.fullmatch(head):
+        if equals and re.fullmatch(_NAME, head):
             name = head
             environ[name] = value
         elif name is not None:
