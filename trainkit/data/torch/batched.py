@@ -37,7 +37,9 @@ class Batched(Sequence[tuple[Any, ...]]):
         return tuple(row if row.ndim else row.item() for row in rows)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return (self[row] for row in range(len(self)))
+        # All rows at once: torch's collation goes over a batch several times.
+        columns = (p.unbind() if p.ndim > 1 else p.tolist() for p in self.stacked)
+        return zip(*columns, strict=True)
 
 
 def collate_batched(samples: Any) -> Any:
