@@ -38,6 +38,14 @@ def test_damaged_ones_do_not_count(tmp_path, box):
     assert steps_on_disk(tmp_path) == [3, 4]
 
 
+def test_while_fewer_than_keep_are_valid_nothing_goes(tmp_path, box):
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=2)
+    manager.save(1)
+    (folder(tmp_path, 1) / "state" / "box.json").unlink()
+    manager.save(2)
+    assert steps_on_disk(tmp_path) == [1, 2]
+
+
 def test_marks_go_with_what_they_mark(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=1)
     manager.save(1)
