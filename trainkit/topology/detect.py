@@ -52,6 +52,9 @@ _PLATFORMS: tuple[_Row, ...] = (
     ("local", "Local", ()),
 )
 
+# These speak of single processes: whoever chooses one means it, also within another launcher.
+_NOT_PODS = ("torchelastic", "mpi", "slurm", "env", "local")
+
 
 def detect(sight: Sight | None = None) -> Topology:
     """Find out where this process stands, whatever started it.
@@ -130,16 +133,15 @@ def _as_chosen(sight: Sight, name: str) -> Topology:
             f"TRAINKIT_PLATFORM={name!r} is no known platform. Known are {', '.join(names)}. "
             f"Correct it, or remove it for detection."
         )
+    if name not in _NOT_PODS:
+        # A rank inherits TRAINKIT_PLATFORM from its pod, and must not start ranks once more.
+        for launcher, mark in _matching(sight, _LAUNCHERS[:2]):
+            inner = _found_by(mark, launcher.topology(sight))
+            unused = f"TRAINKIT_PLATFORM={name!r}: of the pod, and this is a rank in it."
+            return replace(inner, unused=(*inner.unused, unused))
     # mpi has two: ranks, and pods that are none.
     chosen = next((environment for environment in named if environment.detect(sight)), named[0])
-    topology = chosen.topology(sight)
-    if topology.starts_ranks:
-        # A rank inherits TRAINKIT_PLATFORM from its pod, and must not start ranks once more.
-        for launcher, _ in _matching(sight, _LAUNCHERS[:2]):
-            unused = f"TRAINKIT_PLATFORM={name!r}: of the pod, and this is a rank in it."
-            inner = launcher.topology(sight)
-            return replace(inner, unused=(*inner.unused, unused))
-    return _found_by("TRAINKIT_PLATFORM", topology)
+    return _found_by("TRAINKIT_PLATFORM", chosen.topology(sight))
 
 
 def _matching_plugins(sight: Sight) -> Iterator[ClusterEnvironment]:

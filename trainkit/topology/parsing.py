@@ -76,7 +76,7 @@ def missing(sight: Sight, name: str, *beside: str) -> TopologyError:
     """The error for half a topology: ``name`` is not set while others are."""
     others = ", ".join(seen(sight, *beside))
     empty = "is empty" if name in sight.environ else "is not set"
-    although = f" although {others} {'are' if ', ' in others else 'is'}" if others else ""
+    although = f", although {others} {'are' if ', ' in others else 'is'} set" if others else ""
     return TopologyError(
         f"{name} {empty}{although}. "
         f"A wrapper script or the pod's env probably passed on half of the variables, and half "

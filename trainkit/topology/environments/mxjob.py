@@ -81,7 +81,7 @@ def _index(sight: Sight) -> int | None:
     worker = integer(sight, "DMLC_WORKER_ID")
     try:
         config: Any = json.loads(sight.get("MX_CONFIG") or "{}")
-    except json.JSONDecodeError as reason:
+    except (ValueError, RecursionError) as reason:
         raise TopologyError(
             f"MX_CONFIG is not JSON: {reason}. Somebody probably wrote it by hand. Leave it as "
             f"the operator set it."

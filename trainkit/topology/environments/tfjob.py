@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from trainkit.errors import TopologyError
-from trainkit.topology.parsing import address
+from trainkit.topology.parsing import address, missing
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 
@@ -112,7 +112,9 @@ def _fault(found: str, advice: str) -> TopologyError:
 
 
 def _load(sight: Sight) -> dict[str, Any]:
-    text = sight.get(_NAME) or ""
+    text = sight.get(_NAME)
+    if text is None:
+        raise missing(sight, _NAME, "TRAINKIT_PLATFORM")
     try:
         config = json.loads(text)
     except json.JSONDecodeError as reason:
@@ -123,6 +125,8 @@ def _load(sight: Sight) -> dict[str, Any]:
             "JSON wants double quotes and no comma before a closing bracket; check that no "
             "shell ate the quotes.",
         ) from None
+    except (ValueError, RecursionError) as reason:
+        raise _fault(f"cannot be read ({reason})", "Leave it as the operator set it.") from None
     if not isinstance(config, dict):
         raise _fault(f"is a {type(config).__name__}, not an object", "Write {…}.")
     return config
