@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from trainkit.testing.plugin import ranks
 __all__ = ["ranks"]
 
 _TESTS = Path(__file__).parent
+_FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +27,18 @@ def _temp_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return (root / str(number) for number in numbers)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
-def _hygiene(_temp_folders: Iterator[Path]) -> Iterator[None]:
+def _hygiene(request: pytest.FixtureRequest, _temp_folders: Iterator[Path]) -> Iterator[None]:
     """Give the test a TMPDIR, and fail it if it leaves anything anywhere."""
     # Must not use `monkeypatch`: it would be undone only after the look at the environment.
     folder = next(_temp_folders)
@@ -36,9 +47,13 @@ def _hygiene(_temp_folders: Iterator[Path]) -> Iterator[None]:
     _use_temp_folder(str(folder))
     before = Surroundings.now(folder, _TESTS, _TESTS.parent)
     yield
-    leaks = before.leaks()
-    if leaks:
-        before.restore()
+    # The test's fixtures are torn down; those objects that close what they hold when the last
+    # reference goes (torch's stores have no close) are kept alive by this alone.
+    request.node.funcargs.clear()
+    # A test that failed anyway is not blamed for what it could not tidy up any more; its
+    # traceback holds its objects, too.
+    leaks = [] if _FAILED in request.node.stash else before.leaks()
+    before.restore()
     _use_temp_folder(before_tmpdir)
     shutil.rmtree(folder, ignore_errors=True)
     if leaks:

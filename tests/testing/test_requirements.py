@@ -1,38 +1,20 @@
 """Marks that skip say what is missing."""
 
-import pytest
-
-from trainkit.testing import requirements, requires_cuda, requires_module, requires_root
+from trainkit.testing import requires_cuda, requires_module, requires_root
 
 
 def skipped(mark):
     return bool(mark.args[0]), mark.kwargs["reason"]
 
 
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [
-        (None, 4),
-        ("", 0),
-        ("0", 1),
-        ("0,1", 2),
-        ("0,-1,1", 1),
-        ("-1", 0),
-        ("NoDevFiles", 1),
-        ("GPU-1,GPU-2,GPU-3,GPU-4,GPU-5", 4),
-    ],
-)
-def test_cuda_counts_what_is_visible(monkeypatch, visible, count):
-    monkeypatch.setattr("os.listdir", lambda folder: ["a", "b", "c", "d"])
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert requirements._cuda_devices() == count
-    skip, reason = skipped(requires_cuda(count + 1))
-    assert skip
-    assert reason == f"needs {count + 1} CUDA device(s), this process sees {count}"
-    assert not skipped(requires_cuda(count))[0]
+def test_cuda_devices_are_counted_by_what_is_visible(monkeypatch):
+    monkeypatch.setattr("trainkit.testing.requirements.visible_gpu_count", lambda: 2)
+    assert skipped(requires_cuda(3)) == (True, "needs 3 CUDA device(s), this process sees 2")
+    assert not skipped(requires_cuda(2))[0]
+    assert not skipped(requires_cuda())[0]
+    monkeypatch.undo()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert skipped(requires_cuda()) == (True, "needs 1 CUDA device(s), this process sees 0")
 
 
 def test_module_is_named_and_not_imported():

@@ -2,10 +2,9 @@
 
 import importlib.util
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainkit.config import environ
+from trainkit.resources.gpus import visible_gpu_count
 
 if TYPE_CHECKING:
     import pytest
@@ -15,7 +14,7 @@ __all__ = ["requires_cuda", "requires_module", "requires_root"]
 
 def requires_cuda(n: int = 1) -> "pytest.MarkDecorator":
     """Skip the test unless ``n`` CUDA devices are visible. Does not load torch or touch CUDA."""
-    found = _cuda_devices()
+    found = visible_gpu_count()
     return _skip_if(found < n, f"needs {n} CUDA device(s), this process sees {found}")
 
 
@@ -35,20 +34,3 @@ def _skip_if(condition: bool, reason: str) -> "pytest.MarkDecorator":
     import pytest  # only those who test need it
 
     return pytest.mark.skipif(condition, reason=reason)
-
-
-def _cuda_devices() -> int:
-    try:
-        present = len(os.listdir("/proc/driver/nvidia/gpus"))
-    except FileNotFoundError:
-        # Some containers hide that folder and still get the devices.
-        present = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
-    visible = environ().get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    named = [device.strip() for device in visible.split(",")]
-    # CUDA takes the list up to the first entry that is empty or negative.
-    for place, device in enumerate(named):
-        if not device or device.startswith("-"):
-            return min(present, place)
-    return min(present, len(named))
