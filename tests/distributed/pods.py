@@ -48,7 +48,7 @@ class Net(torch.nn.Linear):
 
 def clean_environ(**variables):
     """What a container has of itself: no operator's and no launcher's variables."""
-    kept = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "TMPDIR") if k in os.environ}
+    kept = {k: os.environ[k] for k in ("PATH", "HOME", "LANG") if k in os.environ}
     return {**kept, "OMP_NUM_THREADS": "1", "TRAINKIT_TIMEOUT": "120", **variables}
 
 
@@ -84,7 +84,10 @@ class Cluster:
     pods: list[Pod] = field(default_factory=list)
 
     def start(self, command, **environ):
-        environ = clean_environ(MINE_OUT=str(self.folder), **environ)
+        # torchrun leaves its folder of logs behind, so the pods get a temp folder of their own
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        own = {"MINE_OUT": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
+        environ = clean_environ(**own, **environ)
         process = subprocess.Popen(
             command,
             cwd=self.folder,

@@ -9,6 +9,7 @@ identity with the prefix of this round, the rank confirms, and rank 0 opens the 
 have confirmed. A stale greeting is answered too, and nobody confirms.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -16,10 +17,13 @@ import uuid
 from dataclasses import asdict, dataclass
 
 from trainkit.coordination.store import Store
-from trainkit.errors import EnvironmentFaultError, RetryableError
+from trainkit.errors import DeadlineError, EnvironmentFaultError, RetryableError
 from trainkit.waiting import Deadline, wait_until
 
 __all__ = ["Greeting", "join"]
+
+_LAST_WORDS = 10.0
+"""Seconds that rank 0 stays to be heard when it refuses a rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,13 @@ def _check_world(me: Greeting, rank: int, guest: Greeting, store: Store) -> None
         f"nprocPerNode: auto do this; write the number of processes a pod into the job."
     )
     store.set("join/refused/" + guest.identity, problem.encode())
+    # The store may end with this process: let the guest read why, if it still listens.
+    with contextlib.suppress(DeadlineError):
+        wait_until(
+            lambda: store.get(f"join/refusal-read/{guest.identity}") is not None,
+            what=f"rank {rank} to read why it is refused",
+            deadline=Deadline(_LAST_WORDS),
+        )
     raise EnvironmentFaultError(problem)
 
 
@@ -156,6 +167,7 @@ def _be_received(store: Store, rank: int, me: Greeting, deadline: Deadline) -> s
 def _check_still_wanted(store: Store, rank: int, me: Greeting) -> None:
     refusal = store.get("join/refused/" + me.identity)
     if refusal is not None:
+        store.set(f"join/refusal-read/{me.identity}", b"1")
         raise EnvironmentFaultError(refusal.decode())
     payload = store.get(f"join/greeting/{rank}")
     if payload is None:

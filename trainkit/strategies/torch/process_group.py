@@ -74,7 +74,9 @@ def _choose_gloo_interface(link: RankLink, topology: Topology) -> None:
     if config.environ().get("GLOO_SOCKET_IFNAME") or not own_address_is_loopback():
         return
     peer = next((address for address in addresses if address is not None), None)
-    if interface is None and peer is not None:
+    if peer is None:
+        return  # all ranks reach the master over loopback, so they are on one host
+    if interface is None:
         towards_peer = interface_towards(peer, 0)
         interface = towards_peer[0] if towards_peer else None
     if interface is None:
