@@ -4,7 +4,7 @@ import pickle
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from trainkit.errors import DeadlineError
 from trainkit.testing.connection import Connection, NurseryLost
@@ -111,7 +111,13 @@ class Ranks(Sequence[RankHandle]):
     def __len__(self) -> int:
         return len(self._handles)
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> RankHandle: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[RankHandle]: ...
+
+    def __getitem__(self, place: int | slice) -> RankHandle | Sequence[RankHandle]:
         return self._handles[place]
 
     def wait(self, *, check: bool = True) -> list[RankResult]:
@@ -173,8 +179,11 @@ class Ranks(Sequence[RankHandle]):
         def seen() -> bool:
             return text in self[rank].output() or rank in self._ends
 
-        self._listen(seen, f"rank {rank} of {self._target} to print {text!r}", timeout)
-        output = str(self[rank].output())
+        try:
+            self._listen(seen, f"rank {rank} of {self._target} to print {text!r}", timeout)
+        except DeadlineError as late:
+            raise DeadlineError(f"{late}. It printed:\n{self[rank].output()[-4000:]}") from None
+        output = self[rank].output()
         if text not in output:
             result = self._result(rank)
             raise RanksFailed(f"{self._target} (never printed {text!r})", [result], result)

@@ -159,6 +159,8 @@ class Nursery:
         _send(self._control, {"event": "started", "run": run, "pids": pids, "error": error})
 
     def _close_own_files(self) -> None:
+        # First: a signal that comes now must not be written into a file that reuses the number.
+        signal.set_wakeup_fd(-1)
         self._selector.close()
         self._control.close()
         os.close(self._woken)

@@ -82,7 +82,6 @@ def _take_files(own: Path) -> None:
 
 
 def _default_signals() -> None:
-    signal.set_wakeup_fd(-1)
     ignored_by_python = {signal.SIGPIPE, signal.SIGXFSZ}
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, DUMP_SIGNAL}:
         if number in ignored_by_python:
