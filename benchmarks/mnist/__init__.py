@@ -1,0 +1,1 @@
+"""The MNIST recipe against the usual shape of an MNIST example."""
