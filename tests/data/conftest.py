@@ -4,6 +4,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from trainkit.config import set_environ
+
 
 class Mirror:
     """A web server whose every answer the test decides.
@@ -54,3 +56,11 @@ def mirror(monkeypatch):
     server = Mirror()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """Imported, which sets a variable for the rest of the process; it is no test's leak."""
+    pytest.importorskip("torchvision")
+    yield
+    set_environ({"TORCHINDUCTOR_CACHE_DIR": None})

@@ -6,18 +6,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trainkit.config import set_environ
 from trainkit.data.torch import ImageDataset, ShardedDataLoader, SyntheticImages
 from trainkit.data.torch.images import image_transform
 from trainkit.errors import DataError, DependencyError, InputMissingError, UsageError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _inductor_folder():
-    """Importing torchvision's transforms sets a variable, for the rest of the process."""
-    image_transform(train=True)
-    yield
-    set_environ({"TORCHINDUCTOR_CACHE_DIR": None})
+pytestmark = pytest.mark.usefixtures("torchvision")
 
 
 @pytest.fixture

@@ -28,16 +28,14 @@ def test_samples_are_normalised_images_with_labels(dataset):
 def test_a_batch_is_the_same_however_it_is_fetched(dataset):
     class OneByOne(torch.utils.data.Dataset):
         def __len__(self):
-            return len(dataset)
+            return 200
 
         def __getitem__(self, index):
             return dataset[index]
 
-    fast = ShardedDataLoader(DataLoader(dataset, 100))
-    subset = ShardedDataLoader(DataLoader(Subset(dataset, range(2000)), 100))
-    for batches in zip(
-        fast, subset, DataLoader(dataset, 100), DataLoader(OneByOne(), 100), strict=True
-    ):
+    few = Subset(dataset, range(200))
+    fast = ShardedDataLoader(DataLoader(few, 100))
+    for batches in zip(fast, DataLoader(few, 100), DataLoader(OneByOne(), 100), strict=True):
         for x, y in batches[1:]:
             torch.testing.assert_close(x, batches[0][0])
             assert torch.equal(y, batches[0][1])
