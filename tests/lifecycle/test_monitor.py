@@ -151,3 +151,33 @@ def test_closing_gives_the_signals_back(program):
         """
     )
     assert run.end() == (0, "True -1\n")
+
+
+def test_a_forked_child_is_no_rank(program):
+    """Loader workers: their signals are no notices, and they do not keep the parent from ending."""
+    run = program(
+        """
+        monitor = RankMonitor()
+        monitor.start()
+        monitor.stop_now(0)
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(told, b"x")
+            while True:
+                time.sleep(0.01)
+        os.read(ready, 1)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        survivor = os.fork()
+        if survivor == 0:
+            while True:
+                time.sleep(0.01)
+        time.sleep(0.5)  # longer than the listener takes to hear
+        print(os.WTERMSIG(status), monitor.preempted, flush=True)
+        monitor.close()
+        os.kill(survivor, signal.SIGKILL)
+        os.waitpid(survivor, 0)
+        """
+    )
+    assert run.end() == (0, "15 False\n")

@@ -71,22 +71,34 @@ class NoticeListener:
             self._previous[number] = signal.signal(number, self._handle)
         self._thread = threading.Thread(target=self._listen, name="trainkit-notices", daemon=True)
         self._thread.start()
+        _Forks.tell(self)
         return True
 
     def close(self) -> None:
         """Stop listening and give the signals back to whoever had them."""
         if self._thread is None:
             return
-        for number, handler in self._previous.items():
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._give_signals_back()
         signal.set_wakeup_fd(self._previous_fd)
-        os.close(self._stop_write)
+        # A byte, not the end of the pipe: a process forked meanwhile holds its write end too.
+        os.write(self._stop_write, b"x")
         self._thread.join()
         self._thread = None
+        _Forks.listener = None
+        os.close(self._stop_write)
         os.close(self._stop_read)
         self._wake_read.close()
         self._wake_write.close()
+
+    def deafen_child(self) -> None:
+        """In a forked process: it is no rank, and its signals are no notices to its parent."""
+        signal.set_wakeup_fd(-1)
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Python's own handler: ours first, then the one that was there before."""
@@ -123,3 +135,23 @@ class NoticeListener:
             # What is being saved is uncommitted until its manifest is there, so ending now is safe.
             os.write(2, f"trainkit: second {signal.Signals(number).name}: ending now\n".encode())
             os._exit(128 + number)
+
+
+class _Forks:
+    """Which listener a forked child has to silence; hooks of ``fork`` cannot be taken back."""
+
+    listener: NoticeListener | None = None
+    _hooked = False
+
+    @classmethod
+    def tell(cls, listener: NoticeListener) -> None:
+        cls.listener = listener
+        if not cls._hooked:
+            cls._hooked = True
+            os.register_at_fork(after_in_child=cls._silence)
+
+    @classmethod
+    def _silence(cls) -> None:
+        if cls.listener is not None:
+            cls.listener.deafen_child()
+            cls.listener = None

@@ -1,0 +1,66 @@
+"""A new or changed flag is a decision: the lists here are what users script against."""
+
+from dataclasses import fields
+from importlib import import_module
+
+import pytest
+
+pytest.importorskip("torch")
+
+SHARED = [
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "lr",
+    "seed",
+    "data_dir",
+    "checkpoint_dir",
+    "checkpoint_every",
+    "strategy",
+    "precision",
+    "compile",
+    "trace",
+    "output_dir",
+]
+FLAGS = {
+    "mnist": [*SHARED, "data_url"],
+    "imagenet": [
+        *SHARED,
+        "warmup_epochs",
+        "weight_decay",
+        "label_smoothing",
+        "model",
+        "image_size",
+        "workers",
+        "synthetic",
+        "synthetic_images",
+    ],
+}
+
+
+@pytest.mark.parametrize("recipe", sorted(FLAGS))
+def test_flags_are_frozen(recipe):
+    config = import_module(f"trainkit.recipes.{recipe}").Config
+    assert sorted(f.name for f in fields(config)) == sorted(FLAGS[recipe])
+
+
+@pytest.mark.parametrize("recipe", sorted(FLAGS))
+def test_help_explains_every_flag_with_its_default(recipe, capsys):
+    from trainkit.recipes._config import parse
+
+    module = import_module(f"trainkit.recipes.{recipe}")
+    with pytest.raises(SystemExit) as leave:
+        parse(module.Config, ["--help"], module.__doc__)
+    assert leave.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for flag in FLAGS[recipe]:
+        assert f"--{flag.replace('_', '-')}" in shown
+    assert "default" in shown
+
+
+def test_underscores_and_the_rank_of_the_old_launcher_are_taken():
+    from trainkit.recipes import mnist
+    from trainkit.recipes._config import parse
+
+    config = parse(mnist.Config, ["--batch_size", "8", "--local-rank=1", "--local_rank=0"], None)
+    assert config.batch_size == 8
