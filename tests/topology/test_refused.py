@@ -143,6 +143,10 @@ REFUSED = {
         MASTER | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
         ["LOCAL_RANK"],
     ),
+    "a local rank beyond the world": (
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"},
+        ["LOCAL_RANK", "WORLD_SIZE", "1"],
+    ),
     "an index beyond TRAINKIT_NUM_NODES": (
         INDEXED | {"TRAINKIT_NUM_NODES": "1"},
         ["JOB_COMPLETION_INDEX", "TRAINKIT_NUM_NODES", "1"],

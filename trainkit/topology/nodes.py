@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from trainkit.errors import TopologyError
-from trainkit.topology.parsing import Master, integer, malformed, shown
+from trainkit.topology.meeting import Master
+from trainkit.topology.parsing import integer, malformed, shown
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 

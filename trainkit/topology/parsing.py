@@ -1,7 +1,6 @@
 """Numbers, ports and addresses out of variables, with errors that say what to do."""
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from trainkit import config
@@ -10,17 +9,14 @@ from trainkit.topology.sight import Sight
 
 __all__ = [
     "TORCHRUN_PORT",
-    "Master",
     "address",
     "integer",
     "malformed",
-    "master",
     "missing",
     "name_index",
     "port",
     "require_at_most",
     "require_below",
-    "require_master",
     "required_integer",
     "seen",
     "shown",
@@ -30,16 +26,6 @@ TORCHRUN_PORT: Final = 29500
 """The port that torchrun takes where none is given."""
 
 _LONGEST_SHOWN = 160
-
-
-@dataclass(frozen=True, slots=True)
-class Master:
-    """Where ranks meet, and which variables say so."""
-
-    host: str | None = None
-    port: int | None = None
-    host_source: str = "default"
-    port_source: str = "default"
 
 
 def shown(sight: Sight, name: str) -> str:
@@ -171,37 +157,6 @@ def address(name: str, text: str, *, default_port: int | None = None) -> tuple[s
             f"the operator writes, and its port is missing or is none. Write {example!r}."
         )
     return host.removeprefix("[").removesuffix("]"), int(number)
-
-
-def master(sight: Sight, *, prefix: str = "", default_port: int | None = TORCHRUN_PORT) -> Master:
-    """Host and port of MASTER_ADDR and MASTER_PORT; without the first there is none.
-
-    Raises:
-        TopologyError: the port is none.
-    """
-    host = sight.get(prefix + "MASTER_ADDR")
-    number = port(sight, prefix + "MASTER_PORT")
-    if host is None:
-        return Master()
-    if number is None:
-        return Master(host, default_port, prefix + "MASTER_ADDR")
-    return Master(host, number, prefix + "MASTER_ADDR", prefix + "MASTER_PORT")
-
-
-def require_master(
-    sight: Sight, host: str | None, *beside: str, name: str = "MASTER_ADDR", several: int
-) -> None:
-    """Check that several processes have a place to meet.
-
-    Raises:
-        TopologyError: there are several, and ``host`` is None.
-    """
-    if several > 1 and host is None:
-        raise TopologyError(
-            f"{name} is not set, and {', '.join(seen(sight, *beside))} asks for {several} "
-            f"that train together: nothing says where they meet, and training alone would be "
-            f"wrong. Set {name} to the host name of rank 0, the same in all of them."
-        )
 
 
 def name_index(hostname: str, role: str) -> tuple[str, int] | None:

@@ -69,12 +69,15 @@ def _read(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    data = b""
     try:
-        return os.read(descriptor, 1 << 20).decode("utf-8", "replace")
+        while part := os.read(descriptor, 1 << 16):
+            data += part
     except OSError:
         return ""
     finally:
         os.close(descriptor)
+    return data.decode("utf-8", "replace")
 
 
 def _group_of(text: str) -> Iterator[tuple[str, str]]:

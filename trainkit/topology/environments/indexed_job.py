@@ -4,14 +4,9 @@ import re
 
 from trainkit import config
 from trainkit.errors import TopologyError, UsageError
+from trainkit.topology.meeting import master, require_master
 from trainkit.topology.nodes import RanksPerNode, gpu_notes, node, ranks_per_node
-from trainkit.topology.parsing import (
-    master,
-    require_below,
-    require_master,
-    required_integer,
-    shown,
-)
+from trainkit.topology.parsing import require_below, required_integer, shown
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 

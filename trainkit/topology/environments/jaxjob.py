@@ -3,16 +3,9 @@
 from typing import Final
 
 from trainkit.errors import TopologyError
+from trainkit.topology.meeting import Master
 from trainkit.topology.nodes import RanksPerNode, node
-from trainkit.topology.parsing import (
-    Master,
-    address,
-    missing,
-    port,
-    require_below,
-    required_integer,
-    shown,
-)
+from trainkit.topology.parsing import address, missing, port, require_below, required_integer, shown
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 

@@ -1,8 +1,7 @@
 """A process that nothing puts into a job: it trains alone."""
 
 from trainkit.errors import TopologyError
-from trainkit.topology.nodes import node, ranks_per_node
-from trainkit.topology.parsing import Master, seen, shown
+from trainkit.topology.parsing import seen, shown
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Topology
 
@@ -86,8 +85,7 @@ _HALVES = (
 class Local:
     """The last to be asked; what was seen and is not enough is said in a note.
 
-    PET_NPROC_PER_NODE, which ``trainkit launch --nproc-per-node`` overlays, asks for several
-    ranks on this host.
+    PET_NPROC_PER_NODE asks for several ranks on this host, as it does of torchrun.
     """
 
     name = "local"
@@ -98,15 +96,21 @@ class Local:
     def topology(self, sight: Sight) -> Topology:
         if sight.get("TRAINKIT_PLATFORM") is None:
             _require_index(sight)
-        ranks = ranks_per_node(sight, "PET_NPROC_PER_NODE")
+        notes, unused = _notes(sight), _unused(sight)
+        if sight.get("PET_NPROC_PER_NODE") is None:
+            return Topology(platform=self.name, notes=notes, unused=unused)
+        # Here, since bare processes start fastest without it.
+        from trainkit.topology.meeting import Master
+        from trainkit.topology.nodes import node, ranks_per_node
+
         return node(
             self.name,
             index=(0, "default"),
             count=(1, "default"),
-            ranks=ranks,
+            ranks=ranks_per_node(sight, "PET_NPROC_PER_NODE"),
             master=Master(),
-            notes=_notes(sight),
-            unused=_unused(sight),
+            notes=notes,
+            unused=unused,
         )
 
 

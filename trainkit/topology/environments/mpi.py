@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from trainkit.errors import TopologyError
+from trainkit.topology.meeting import Master, master
 from trainkit.topology.nodes import gpu_notes
 from trainkit.topology.parsing import (
-    Master,
     integer,
-    master,
     missing,
     require_at_most,
     require_below,

@@ -4,15 +4,13 @@ import re
 from typing import Final
 
 from trainkit.errors import TopologyError
+from trainkit.topology.meeting import Master, master, require_master
 from trainkit.topology.nodes import RanksPerNode, node, ranks_per_node, standalone
 from trainkit.topology.parsing import (
-    Master,
     address,
     malformed,
-    master,
     name_index,
     require_below,
-    require_master,
     required_integer,
     seen,
     shown,

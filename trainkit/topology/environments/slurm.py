@@ -4,12 +4,11 @@ from typing import Final
 
 from trainkit.errors import TopologyError
 from trainkit.topology.hosts import expand_hostlist, parse_tasks_per_node
+from trainkit.topology.meeting import Master, master
 from trainkit.topology.nodes import gpu_notes
 from trainkit.topology.parsing import (
-    Master,
     integer,
     malformed,
-    master,
     missing,
     port,
     require_below,

@@ -1,8 +1,8 @@
 """A worker that torchrun, or ``python -m torch.distributed.launch``, has started."""
 
+from trainkit.topology.meeting import master
 from trainkit.topology.parsing import (
     integer,
-    master,
     missing,
     require_at_most,
     require_below,

@@ -5,16 +5,14 @@ cannot be told from a lone process.
 """
 
 from trainkit.errors import TopologyError
+from trainkit.topology.meeting import Master, master, require_master
 from trainkit.topology.nodes import RanksPerNode, gpu_notes, node, ranks_per_node, standalone
 from trainkit.topology.parsing import (
-    Master,
     address,
     integer,
-    master,
     missing,
     port,
     require_below,
-    require_master,
     required_integer,
     seen,
     shown,

@@ -1,14 +1,12 @@
 """RANK and WORLD_SIZE from somebody unknown: by hand, an old operator, a managed platform."""
 
+from trainkit.topology.meeting import Master, master, require_master
 from trainkit.topology.nodes import gpu_notes, node, ranks_per_node
 from trainkit.topology.parsing import (
-    Master,
     integer,
-    master,
     missing,
     require_at_most,
     require_below,
-    require_master,
     required_integer,
     seen,
 )
@@ -21,9 +19,9 @@ __all__ = ["Variables"]
 class Variables:
     """True ranks, unless NPROC_PER_NODE beside them says that they count nodes.
 
-    That is how Alibaba's DLC and Baidu's AIHC write it, and how ``trainkit launch
-    --nproc-per-node`` in a pod of an old operator is meant. Without it they are taken at
-    their word, also by a pod with several GPUs.
+    That is how Alibaba's DLC and Baidu's AIHC write it, and what PET_NPROC_PER_NODE means in
+    a pod of an old operator. Without it they are taken at their word, also by a pod with
+    several GPUs.
     """
 
     name = "env"
@@ -100,9 +98,11 @@ def _local(sight: Sight, rank: int, size: int) -> tuple[int, int | None]:
         elif local_size > 1:
             raise missing(sight, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK")
         return local_rank or 0, local_size
-    if local_rank is None or size == 1:
-        return local_rank or 0, 1
+    if local_rank is None:
+        return 0, 1
     require_below(sight, "LOCAL_RANK", local_rank, "WORLD_SIZE", size)
+    if size == 1:
+        return 0, 1
     node_rank = integer(sight, "NODE_RANK")  # Azure ML: processes, and no LOCAL_WORLD_SIZE
     if node_rank and rank > local_rank and (rank - local_rank) % node_rank == 0:
         return local_rank, (rank - local_rank) // node_rank

@@ -3,15 +3,9 @@
 from typing import Final
 
 from trainkit.errors import TopologyError
+from trainkit.topology.meeting import master, require_master
 from trainkit.topology.nodes import RanksPerNode, gpu_notes, node
-from trainkit.topology.parsing import (
-    master,
-    require_below,
-    require_master,
-    required_integer,
-    seen,
-    shown,
-)
+from trainkit.topology.parsing import require_below, required_integer, seen, shown
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 
