@@ -146,7 +146,7 @@ def _own_topology(num_procs: int | None) -> Topology:
     if num_procs is not None and num_procs < 1:
         raise UsageError(f"num_procs={num_procs}: expected 1 or more")
     topology = detect()
-    if topology.platform != "local":
+    if topology.platform != "local" or topology.starts_ranks:
         return topology
     wanted = num_procs if num_procs is not None else _visible_gpus()
     if wanted <= 1:

@@ -48,6 +48,8 @@ def log_topology(topology: Topology) -> None:
         log.info("%s", topology.summary())
         for note in topology.notes:
             log.warning("%s", note)
+    for left in topology.unused:
+        log.debug("%s", left)
 
 
 def _log_to_stderr() -> None:

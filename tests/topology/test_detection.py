@@ -23,7 +23,7 @@ from tests.topology.test_accepted import ACCEPTED
 from tests.topology.test_golden import CASES, sight_of
 from trainkit.errors import TopologyError
 from trainkit.topology import Sight, detect
-from trainkit.topology.detect import _LAUNCHERS, _PLATFORMS, _make, known_environments
+from trainkit.topology.detection import _LAUNCHERS, _PLATFORMS, _make, known_environments
 
 EVERYTHING = PYTORCHJOB | XGBOOST | SLURM | OPEN_MPI | HYDRA | tf_config({"worker": ["a:1"]})
 
