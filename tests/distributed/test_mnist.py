@@ -123,7 +123,7 @@ def test_a_finished_run_has_nothing_left(cluster):
 @pytest.mark.parametrize("command", [BARE, TWO_RANKS], ids=["1-rank", "2-ranks"])
 def test_a_notice_to_stop_saves_and_the_run_goes_on(cluster, command):
     """SIGTERM in the middle: saved after one step on all ranks, and nothing is repeated."""
-    command = [*command, "--max-steps", "400", "--trace", "trace", "--checkpoint-dir", "ckpt"]
+    command = [*command, "--max-steps", "300", "--trace", "trace", "--checkpoint-dir", "ckpt"]
     pod = cluster.start(command)
     path = cluster.folder / "trace" / "rank-0.jsonl"
     wait_for_step(path, 10, pod)
@@ -133,12 +133,12 @@ def test_a_notice_to_stop_saves_and_the_run_goes_on(cluster, command):
     assert returned == 143 if command[1:2] == ["-m"] and command[2] == RECIPE[1] else returned != 0
     assert "stop" in pod.output
     last = max(trace(cluster.folder / "trace"))
-    assert last < 400
+    assert last < 300
     cluster.pods.clear()
     pod = cluster.start(command)
     cluster.end()
-    assert done_line(pod)["step"] == 400
-    assert done_line(pod)["steps_run"] == 400 - last
+    assert done_line(pod)["step"] == 300
+    assert done_line(pod)["steps_run"] == 300 - last
 
 
 @pytest.mark.parametrize(
