@@ -19,7 +19,8 @@ class Program:
     def __init__(self, body, cwd):
         code = PREAMBLE + textwrap.dedent(body)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            # Python 3.12 warns of a fork beside threads, which is just what one test is about
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -63,6 +63,10 @@ class Net(nn.Module):
 
 def main(ctx: trainkit.Context, config: Config) -> float:
     """Train and test; returns the test accuracy, the same on all ranks."""
+    if ctx.device.type == "cpu":
+        # Tensors this small gain little from a second thread, and threads that wait for each
+        # other on cores shared with other pods make every step many times slower.
+        torch.set_num_threads(1)
     train_set, test_set = _load(config, train=True), _load(config, train=False)
     net = Net()
     if config.compile:
