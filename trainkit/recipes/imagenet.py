@@ -5,8 +5,7 @@
     python -m trainkit.recipes.imagenet --synthetic --model resnet18 --image-size 64 \\
         --max-steps 5 --batch-size 8 --workers 0                         # a small try on a CPU
 
---data-dir holds ``train`` and ``val``, each with one folder a class. The data path is torchvision's
-usual one for now; --synthetic shows what the model alone can do.
+--data-dir holds ``train`` and ``val``, each with one folder a class.
 """
 
 import time
@@ -37,8 +36,7 @@ class Config(RecipeConfig):
     batch_size: int = 256
     """Images a rank and step; the global batch is this times the number of ranks."""
     lr: float = 0.1
-    """Peak learning rate of SGD; never scaled by the number of ranks (0.1 fits a global batch of
-    256)."""
+    """Peak learning rate of SGD for a global batch of 256; never scaled by the number of ranks."""
     warmup_epochs: float = 5.0
     """Epochs over which the learning rate rises; it falls along a cosine afterwards."""
     weight_decay: float = 5e-5
@@ -113,7 +111,7 @@ def main(ctx: trainkit.Context, config: Config) -> float:
                 checkpoints.step(progress.step)
                 if progress.step >= steps:
                     break
-    rate = _images_per_second(ctx, config, progress.step - first, started)
+    rate = (progress.step - first) * config.batch_size * ctx.world_size / _since(ctx, started)
     accuracy = count_right(ctx, model, _loader(ctx, config, test_set)) / len(test_set)
     export(ctx, net, config.output_dir)
     say(ctx, f"top-1 test accuracy {accuracy:.2%}, {rate:.1f} images/s on {ctx.world_size} rank(s)")
@@ -191,12 +189,10 @@ def _set_lr(
         group["lr"] = peak * rise * fall
 
 
-def _images_per_second(
-    ctx: trainkit.Context, config: Config, steps_run: int, started: float
-) -> float:
+def _since(ctx: trainkit.Context, started: float) -> float:
     if ctx.device.type == "cuda":
-        torch.cuda.synchronize()
-    return steps_run * config.batch_size * ctx.world_size / (time.monotonic() - started)
+        torch.cuda.synchronize()  # the device may be behind its host
+    return time.monotonic() - started
 
 
 if __name__ == "__main__":
