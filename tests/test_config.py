@@ -38,6 +38,8 @@ def test_values_are_parsed_and_an_empty_one_is_unset():
         ("TRAINKIT_NUM_NODES", "-1"),
         ("TRAINKIT_DEVICE", "gpu0"),
         ("TRAINKIT_PREEMPTION_SIGNALS", "SIGNOPE"),
+        ("TRAINKIT_PREEMPTION_SIGNALS", "KILL"),
+        ("TRAINKIT_TIMEOUT", "inf"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(name, value):

@@ -46,8 +46,8 @@ def _setting(variable: str, parse: Callable[[str], Any], default: Any, text: str
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not value > 0:
-        raise ValueError("expected a positive number of seconds")
+    if not 0 < value < float("inf"):
+        raise ValueError("expected a positive, finite number of seconds")
     return value
 
 
@@ -70,9 +70,12 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 def _signals(text: str) -> tuple[signal.Signals, ...]:
     names = [part.strip().upper() for part in text.split(",") if part.strip()]
     try:
-        return tuple(signal.Signals[n if n.startswith("SIG") else f"SIG{n}"] for n in names)
+        found = tuple(signal.Signals[n if n.startswith("SIG") else f"SIG{n}"] for n in names)
     except KeyError as unknown:
         raise ValueError(f"expected signal names such as SIGTERM,SIGUSR1, not {unknown}") from None
+    if not found or set(found) & {signal.SIGKILL, signal.SIGSTOP}:
+        raise ValueError("expected signals that a process can hear, such as SIGTERM,SIGUSR1")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,18 @@ def test_greetings_of_a_dead_attempt_do_not_count():
     assert len(set(join_all(store, [3] * 3))) == 1
 
 
+def test_greetings_of_an_earlier_world_of_another_size_do_not_count():
+    """Members left under an elastic launcher: the same store, fewer ranks."""
+    store = MemoryStore()
+    assert len(set(join_all(store, [3] * 3))) == 1
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(join, store, 0, 2, Deadline(60))
+        while Greeting.load(store.get("join/greeting/0")).world_size != 2:
+            pass
+        second = pool.submit(join, store, 1, 2, Deadline(60))
+        assert first.result() == second.result()
+
+
 def test_a_rank_that_confirmed_a_dead_round_joins_the_next():
     store = MemoryStore()
     with ThreadPoolExecutor(3) as pool:

@@ -21,6 +21,10 @@ from trainkit.lifecycle.causes import exit_code_of, hint_for
         (SystemExit("message"), 1),
         (RuntimeError("Connection closed by peer [10.0.0.1]:123"), 138),
         (RuntimeError("shapes do not match"), 70),
+        (OSError(errno.EIO, "Input/output error"), 138),
+        (OSError(errno.ESTALE, "Stale file handle"), 138),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 70),
+        (RuntimeError("NCCL error: Duplicate GPU detected"), 78),
     ],
 )
 def test_exit_codes(error, code):

@@ -38,6 +38,9 @@ def collectives(ctx):
         "unchanged": vector.tolist(),
         "sum": ctx.all_reduce(ctx.rank + 1, "sum"),
         "max": ctx.all_reduce(float(ctx.rank), "max"),
+        "mean_of_ints": ctx.all_reduce(ctx.rank + 1),
+        "large": ctx.all_reduce(2**53 + ctx.rank, "sum"),
+        "grad": ctx.all_reduce(torch.ones(1, requires_grad=True)).requires_grad,
         "object": ctx.broadcast_object({"from": ctx.rank}, src=1),
         "items": ctx.shard(range(5)),
     }

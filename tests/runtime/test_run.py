@@ -42,6 +42,9 @@ def test_collectives():
     assert first["mean"] == second["mean"] == [0.5] * 3
     assert second["unchanged"] == [1.0] * 3
     assert (first["sum"], first["max"]) == (3, 1.0)
+    assert first["mean_of_ints"] == 1.5
+    assert first["large"] == 2**54 + 1
+    assert first["grad"] is False
     assert first["object"] == {"from": 1}
     assert (first["items"], second["items"]) == ([0, 2, 4], [1, 3])
 

@@ -13,7 +13,10 @@ __all__ = ["Communicator"]
 log = logging.getLogger(__name__)
 
 _NOTICE = 10.0
-"""Seconds of one quiet wait; then the log says who is missing, and the wait goes on."""
+"""Seconds of quiet waiting; then the log says who is missing, at doubling distances."""
+
+_SLICE = 1.0
+"""Seconds of one wait inside the store, where Python can handle no signal."""
 
 
 class Communicator:
@@ -110,7 +113,11 @@ class Communicator:
         return pickle.loads(payload)  # noqa: S301
 
     def _await_all(self, call: str, name: str, deadline: Deadline) -> None:
-        while not self._store.wait(f"{call}/complete", min(_NOTICE, max(deadline.left, 0.01))):
+        notice = _NOTICE
+        while not self._store.wait(f"{call}/complete", min(_SLICE, max(deadline.left, 0.01))):
+            if deadline.elapsed < notice and not deadline.passed:
+                continue
+            notice *= 2
             missing = ", ".join(str(rank) for rank in self._missing(call))
             where = f"{name}: rank {self.rank} waits for rank(s) {missing} of {self.world_size}"
             if deadline.passed:

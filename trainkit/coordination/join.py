@@ -22,8 +22,8 @@ from trainkit.waiting import Deadline, wait_until
 
 __all__ = ["Greeting", "join"]
 
-_LAST_WORDS = 10.0
-"""Seconds that rank 0 stays to be heard when it refuses a rank."""
+_LAST_WORDS = 3.0
+"""Seconds in which a rank that is there reads why it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,13 @@ def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
     round_id = f"round-{me.identity}"
     waiting = set(range(1, me.world_size))
     answered: dict[int, str] = {}
+    refused: dict[int, str] = {}
     seen_events = -1
 
     def all_confirmed() -> bool:
         nonlocal seen_events
         events = store.add("join/events", 0)
-        if events == seen_events:
+        if events == seen_events and not refused:
             return not waiting
         seen_events = events
         for rank in sorted(waiting):
@@ -96,8 +97,10 @@ def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
             if payload is None:
                 continue
             guest = Greeting.load(payload)
+            if guest.world_size != me.world_size:
+                refused[rank] = _refuse(me, rank, guest, store)
+                continue
             if answered.get(rank) != guest.identity:
-                _check_world(me, rank, guest, store)
                 answered[rank] = guest.identity
                 store.set(f"join/answer/{guest.identity}", round_id.encode())
             if store.get(f"join/confirmed/{round_id}/{guest.identity}") is not None:
@@ -107,7 +110,7 @@ def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
     wait_until(
         all_confirmed,
         what=f"all {me.world_size} ranks to join at rank 0",
-        whom=lambda: "missing: rank " + ", ".join(str(rank) for rank in sorted(waiting)),
+        whom=lambda: _absent(waiting, refused),
         deadline=deadline,
         hint="Look at the pods of the missing ranks; TRAINKIT_TIMEOUT sets the seconds to wait.",
     )
@@ -115,23 +118,30 @@ def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
     return round_id
 
 
-def _check_world(me: Greeting, rank: int, guest: Greeting, store: Store) -> None:
-    if guest.world_size == me.world_size:
-        return
+def _absent(waiting: set[int], refused: dict[int, str]) -> str:
+    missing = "missing: rank " + ", ".join(str(rank) for rank in sorted(waiting))
+    return "; ".join([missing, *(refused[rank] for rank in sorted(waiting & set(refused)))])
+
+
+def _refuse(me: Greeting, rank: int, guest: Greeting, store: Store) -> str:
+    """Tell a rank that believes in another world size, and fail if it is there to hear it.
+
+    It may also be a greeting of an earlier round, of other members: then nobody hears.
+    """
     problem = (
         f"ranks disagree about the world size: rank 0 ({me}) counts {me.world_size}, rank {rank} "
         f"({guest}) counts {guest.world_size}. Pods with different numbers of GPUs under "
         f"nprocPerNode: auto do this; write the number of processes a pod into the job."
     )
     store.set("join/refused/" + guest.identity, problem.encode())
-    # The store may end with this process: let the guest read why, if it still listens.
     with contextlib.suppress(DeadlineError):
         wait_until(
             lambda: store.get(f"join/refusal-read/{guest.identity}") is not None,
             what=f"rank {rank} to read why it is refused",
             deadline=Deadline(_LAST_WORDS),
         )
-    raise EnvironmentFaultError(problem)
+        raise EnvironmentFaultError(problem)
+    return f"rank {rank} ({guest}) of a world of {guest.world_size} does not answer"
 
 
 def _be_received(store: Store, rank: int, me: Greeting, deadline: Deadline) -> str:
@@ -168,6 +178,7 @@ def _check_still_wanted(store: Store, rank: int, me: Greeting) -> None:
     refusal = store.get("join/refused/" + me.identity)
     if refusal is not None:
         store.set(f"join/refusal-read/{me.identity}", b"1")
+        store.add("join/events", 1)
         raise EnvironmentFaultError(refusal.decode())
     payload = store.get(f"join/greeting/{rank}")
     if payload is None:

@@ -1,9 +1,12 @@
 """Telling every rank of an MPI job where rank 0 listens, through MPI itself."""
 
+import socket
+import sys
+
 from trainkit.coordination.network import own_address_is_loopback
 from trainkit.errors import EnvironmentFaultError
 
-__all__ = ["broadcast_address"]
+__all__ = ["abort_mpi", "broadcast_address"]
 
 
 def broadcast_address(port: int | None) -> tuple[str, int]:
@@ -16,8 +19,6 @@ def broadcast_address(port: int | None) -> tuple[str, int]:
         EnvironmentFaultError: mpi4py is missing, or rank 0's host has no name that others
             could reach; the message says how to give the address instead.
     """
-    import socket
-
     try:
         from mpi4py import MPI  # initialises MPI, which ends with the process
     except ImportError:
@@ -31,3 +32,18 @@ def broadcast_address(port: int | None) -> tuple[str, int]:
         host = MPI.Get_processor_name() if own_address_is_loopback() else socket.gethostname()
     host, port = MPI.COMM_WORLD.bcast((host, port), root=0)
     return str(host), int(port)
+
+
+def abort_mpi(code: int) -> None:
+    """After a failure: end all ranks of an MPI job with ``code``; nothing without MPI.
+
+    A rank that just exits waits in MPI_Finalize, which mpi4py calls at exit, for ranks that
+    wait for it in a collective.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return
+    if mpi.COMM_WORLD.Get_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        mpi.COMM_WORLD.Abort(code)

@@ -6,16 +6,23 @@ rank into exit code 1, which operators read as permanent.
 """
 
 import contextlib
+import json
 import logging
+import math
 import os
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from trainkit import config
 from trainkit.coordination.network import await_address
-from trainkit.errors import ExitCode
+from trainkit.errors import DeadlineError, EnvironmentFaultError, ExitCode, Preempted
 from trainkit.launch.plan import RankPlan
 from trainkit.lifecycle import FailureRecord
 from trainkit.resources.cpus import cpu_limit
@@ -25,36 +32,111 @@ __all__ = ["own_command", "start_ranks"]
 
 log = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What torch's agent passes on to its ranks by default."""
 
-def start_ranks(plan: RankPlan, *, grace_period: float, timeout: float) -> int:
+_ENDS_ON_REQUEST = (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.PREEMPTED)
+
+
+def start_ranks(
+    plan: RankPlan, *, grace_period: float, timeout: float, notices: Sequence[signal.Signals] = ()
+) -> int:
     """Start the ranks of ``plan``, wait for them, and return the exit code for this process.
 
     Args:
         plan: what to start.
         grace_period: seconds that ranks get to end after SIGTERM.
         timeout: seconds to wait for the other pods.
+        notices: signals that announce a pre-emption, passed on to the ranks.
 
     Raises:
-        DeadlineError: the pod of node rank 0 cannot be reached.
+        DeadlineError: the other pods did not come; the message names where they meet.
+        Preempted: a notice came before any rank was started.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import launch_agent
 
-    if plan.backend == "static" and plan.node_rank:
-        host, _, port = plan.endpoint.rpartition(":")
-        who = f"node {plan.node_rank}"
-        await_address(host, int(port), who=who, deadline=Deadline(timeout))
+    handled = tuple(dict.fromkeys((*_SIGNALS, *notices)))
     _share_cpus(plan.nproc)
-    with tempfile.TemporaryDirectory(prefix="trainkit-ranks-") as folder:
-        agent_config = _agent_config(plan, folder, grace_period, timeout)
+    with (
+        tempfile.TemporaryDirectory(prefix="trainkit-ranks-") as folder,
+        _ending_at_once(handled),
+        _rendezvous_errors(plan, timeout),
+    ):
+        if plan.backend == "static" and plan.node_rank:
+            host, _, port = plan.endpoint.rpartition(":")
+            who = f"node {plan.node_rank}"
+            await_address(host, int(port), who=who, deadline=Deadline(timeout))
+        agent_config = _agent_config(plan, folder, grace_period, timeout, handled)
         try:
             launch_agent(agent_config, plan.command[0], list(plan.command[1:]))
         except ChildFailedError as failed:
             return _report(failed.failures)
         except SignalException as stopped:
-            return 128 + int(stopped.sigval)
+            return _after_signal(Path(folder), signal.Signals(int(stopped.sigval)), notices)
     return ExitCode.DONE
+
+
+@contextlib.contextmanager
+def _ending_at_once(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Until the agent handles signals itself, with its first ranks: end where one comes.
+
+    It may wait long for other pods before that, and as PID 1 a process without a handler would
+    not even be ended by SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        name = signal.Signals(number).name
+        raise Preempted(f"{name} while waiting for the other pods; no rank was started")
+
+    previous = {number: signal.signal(number, end) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _rendezvous_errors(plan: RankPlan, timeout: float) -> Iterator[None]:
+    """Turn the agent's errors about other pods into one message, and a code that is retried."""
+    import torch.distributed as dist
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    try:
+        yield
+    except (RendezvousError, dist.DistError) as reason:
+        pods = f"{plan.min_nodes}"
+        if plan.max_nodes != plan.min_nodes:
+            pods += f" to {plan.max_nodes}"
+        first = str(reason).strip().partition("\n")[0] or type(reason).__name__
+        raise DeadlineError(
+            f"the launchers of {pods} pods did not meet at {plan.endpoint} ({plan.backend}, "
+            f"{timeout:.0f} s): {first}. Are all pods running, and is the address right? "
+            f"TRAINKIT_TIMEOUT sets the seconds to wait."
+        ) from None
+
+
+def _after_signal(folder: Path, number: signal.Signals, notices: Sequence[signal.Signals]) -> int:
+    """The exit code after ranks were ended on request: theirs, where one of them failed."""
+    for path in sorted(folder.rglob("error.json")):
+        try:
+            record = FailureRecord.from_error_file(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+        if record is not None and record.exit_code not in _ENDS_ON_REQUEST:
+            print(
+                f"trainkit: rank {record.rank} failed while it was to stop "
+                f"({record.error}: {record.message})",
+                file=sys.stderr,
+            )
+            return record.exit_code
+    return ExitCode.PREEMPTED if number in notices else 128 + number
 
 
 def _share_cpus(nproc: int) -> None:
@@ -68,17 +150,28 @@ def _share_cpus(nproc: int) -> None:
     config.set_environ({"OMP_NUM_THREADS": str(max(1, int(limit) // nproc))})
 
 
-def _agent_config(plan: RankPlan, folder: str, grace_period: float, timeout: float) -> Any:
+def _agent_config(
+    plan: RankPlan,
+    folder: str,
+    grace_period: float,
+    timeout: float,
+    handled: Sequence[signal.Signals],
+) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
-    options: dict[str, Any] = {"timeout": int(timeout), **plan.options}
+    seconds = max(1, math.ceil(timeout))
+    # Each backend has a name of its own for the same thing.
+    names = ("timeout", "join_timeout", "read_timeout")
+    options: dict[str, Any] = {**dict.fromkeys(names, seconds), **plan.options}
     if plan.backend == "static":
         options["rank"] = plan.node_rank
     known = {spec.name for spec in fields(LaunchConfig)}
     extra: dict[str, Any] = {}
     if "shutdown_timeout" in known:
         extra["shutdown_timeout"] = int(grace_period)
+    if "signals_to_handle" in known:
+        extra["signals_to_handle"] = ",".join(number.name for number in handled)
     return LaunchConfig(
         min_nodes=plan.min_nodes,
         max_nodes=plan.max_nodes,
@@ -121,7 +214,21 @@ def _order(failure: Any) -> tuple[bool, float]:
 
 
 def own_command() -> list[str]:
-    """The command line of this very process, to be run again by each rank."""
+    """The command line of this very process, to be run again by each rank.
+
+    Raises:
+        EnvironmentFaultError: it names no program (standard input, a notebook), so running it
+            again would not train.
+    """
     arguments = list(sys.orig_argv)
+    main_module = sys.modules.get("__main__")
+    program = getattr(main_module, "__file__", None)
+    inline = "-c" in arguments[1:] and "--multiprocessing-fork" not in arguments
+    if (program is None or not Path(program).exists()) and not inline:
+        raise EnvironmentFaultError(
+            f"this process stands for several ranks and would start its own command once for "
+            f"each, and {' '.join(arguments)!r} names no script (standard input, or a notebook). "
+            f"Put the training into a file, start it with torchrun, or pass num_procs=1."
+        )
     arguments[0] = sys.executable or os.path.realpath("/proc/self/exe")
     return arguments

@@ -10,6 +10,20 @@ __all__ = ["exit_code_of", "hint_for"]
 _STORE_AND_PEER_ERRORS = frozenset({"DistNetworkError", "DistStoreError", "DistBackendError"})
 """torch's classes, by name: this room imports no framework."""
 
+_IO_FAULTS = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENOTCONN,
+    }
+)
+"""What a mount that is lost for a while answers with."""
+
 _PEER_WORDS = (
     "connection closed by peer",
     "connection reset by peer",
@@ -39,7 +53,17 @@ def exit_code_of(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    return ExitCode.RETRYABLE if is_peer_loss(error) else ExitCode.USER_CODE
+    if any("duplicate gpu" in str(link).lower() for link in _chain(error)):
+        return ExitCode.ENVIRONMENT  # two ranks on one device: trying again changes nothing
+    passing = is_peer_loss(error) or is_storage_loss(error)
+    return ExitCode.RETRYABLE if passing else ExitCode.USER_CODE
+
+
+def is_storage_loss(error: BaseException) -> bool:
+    """Whether ``error`` is an I/O fault of a disk, mount or network, which may pass."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in _IO_FAULTS
 
 
 def is_peer_loss(error: BaseException) -> bool:

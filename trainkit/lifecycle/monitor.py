@@ -6,7 +6,7 @@ import time
 
 from trainkit.coordination import StepAgreement
 from trainkit.errors import ExitCode, Preempted
-from trainkit.lifecycle.preemption import NoticeListener
+from trainkit.lifecycle.preemption import Lookout, NoticeListener
 
 __all__ = ["RankMonitor"]
 
@@ -25,37 +25,44 @@ class RankMonitor:
         *,
         signals: tuple[signal.Signals, ...] = (signal.SIGTERM,),
         grace_period: float = 30.0,
-        agreement: StepAgreement | None = None,
     ) -> None:
         """Prepare; ``start`` begins to listen.
 
         Args:
             signals: notices of a pre-emption; SIGINT is always listened for too.
             grace_period: seconds between the notice and the kill.
-            agreement: among the ranks of the job; None for a single rank.
         """
         self.grace_period = grace_period
         self.notice: signal.Signals | None = None
         """The signal that this rank has heard, if any."""
-        self.stopped = False
-        """Whether ``stop_now`` has said so: all ranks stop here, in order."""
+        self.stopped_at: int | None = None
+        """The step after which ``stop_now`` said to stop: all ranks stop there, in order."""
+        self.told = False
+        """Whether ``preempted`` has answered True to somebody, who may have stopped for it."""
         self._heard_at: float | None = None
-        self._agreement = agreement
+        self._agreement: StepAgreement | None = None
+        self._lookout: Lookout | None = None
         self._polled = False
         self._listener = NoticeListener(
             dict.fromkeys((*signals, signal.SIGINT)),
             on_notice=self._hear,
             on_main_thread=self._end_where_nothing_polls,
-            look=None if agreement is None else self._look,
         )
 
     def start(self) -> None:
-        """Begin to listen; from the main thread."""
+        """Begin to listen; from the main thread, and before anything that may take long."""
         self._listener.start()
+
+    def agree_with(self, agreement: StepAgreement) -> None:
+        """From now on stop together with the other ranks of ``agreement``."""
+        self._agreement = agreement
+        self._lookout = Lookout(self._look)
 
     def close(self) -> None:
         """Stop listening."""
         self._listener.close()
+        if self._lookout is not None:
+            self._lookout.close()
 
     @property
     def preempted(self) -> bool:
@@ -65,16 +72,19 @@ class RankMonitor:
         an evaluation loop, say. What all ranks must do together asks ``stop_now``.
         """
         self._polled = True
-        return self._heard_at is not None
+        self.told = self.told or self._heard_at is not None
+        return self.told
 
     def stop_now(self, step: int) -> bool:
         """Whether to stop after ``step``: the same answer at the same step on all ranks."""
         self._polled = True
-        if self._agreement is not None:
-            self.stopped = self._agreement.reached(step)
+        if self._agreement is None:
+            stop = self._heard_at is not None
         else:
-            self.stopped = self._heard_at is not None
-        return self.stopped
+            stop = self._agreement.reached(step)
+        if stop:
+            self.stopped_at = step
+        return stop
 
     def time_left(self) -> float | None:
         """Seconds until the kill is due; None while nobody has asked to stop."""
@@ -90,16 +100,20 @@ class RankMonitor:
     def _hear(self, number: signal.Signals) -> None:
         self.notice = number
         self._heard_at = time.monotonic()
+        if self._lookout is not None:
+            self._lookout.stir()
         log.warning(
             "%s: stopping after a step on which all ranks agree; %.0f s of grace",
             number.name,
             self.grace_period,
         )
-        if self._agreement is not None:
-            self._agreement.propose()
 
     def _look(self) -> None:
-        if self._agreement is not None and self._agreement.look() and self._heard_at is None:
+        if self._agreement is None:
+            return
+        if self.notice is not None and not self._agreement.held:
+            self._agreement.propose()
+        elif self._agreement.look() and self._heard_at is None:
             self._heard_at = time.monotonic()
             log.warning("another rank was asked to stop: all ranks stop together")
 
@@ -109,5 +123,6 @@ class RankMonitor:
         if number is signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(
-            f"{number.name} before the first step was done: ended at once, nothing new was saved"
+            f"{number.name}, and no step has asked whether to stop: ended at once, nothing new "
+            f"was saved"
         )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["NoticeListener"]
+__all__ = ["Lookout", "NoticeListener"]
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,13 @@ terminal and the launcher often both pass one Ctrl-C on."""
 _POLL = 0.2
 """Seconds between two looks at what other ranks ask for."""
 
+_LEAVE = 1.0
+"""Seconds that a look which is under way gets at the end. Its store may have frozen with the
+host of rank 0, and a rank must be able to end all the same."""
+
 
 class NoticeListener:
-    """Listens for signals that announce the end, and looks out for other ranks' notices."""
+    """Listens for signals that announce the end. Its thread does nothing that can block."""
 
     def __init__(
         self,
@@ -38,29 +42,26 @@ class NoticeListener:
         *,
         on_notice: Callable[[signal.Signals], None],
         on_main_thread: Callable[[signal.Signals], None],
-        look: Callable[[], None] | None = None,
     ) -> None:
         """Prepare to listen; ``start`` begins.
 
         Args:
             signals: the notices.
-            on_notice: called from the listening thread as soon as a signal arrives.
+            on_notice: called from the listening thread at the first signal.
             on_main_thread: called where Python handles signals; it may raise.
-            look: called from the listening thread a few times a second.
         """
         self._signals = tuple(signals)
         self._on_notice = on_notice
         self._on_main_thread = on_main_thread
-        self._look = look
         self._previous: dict[signal.Signals, Any] = {}
         self._first: float | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> bool:
-        """Begin to listen; False where signals cannot be heard (not the main thread)."""
+    def start(self) -> None:
+        """Begin to listen; where signals cannot be heard, outside the main thread, say so."""
         if threading.current_thread() is not threading.main_thread():
-            log.debug("not the main thread: notices to stop are not listened for")
-            return False
+            log.warning("not in the main thread: this rank hears no notice to stop of its own")
+            return
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)
         self._stop_read, self._stop_write = os.pipe()
@@ -72,7 +73,6 @@ class NoticeListener:
         self._thread = threading.Thread(target=self._listen, name="trainkit-notices", daemon=True)
         self._thread.start()
         _Forks.tell(self)
-        return True
 
     def close(self) -> None:
         """Stop listening and give the signals back to whoever had them."""
@@ -102,6 +102,11 @@ class NoticeListener:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Python's own handler: ours first, then the one that was there before."""
+        if self._first is None:
+            # Usually the thread has heard by now; not where somebody took the wake-up
+            # descriptor for himself, as asyncio's signal handlers do.
+            with contextlib.suppress(OSError):
+                self._wake_write.send(bytes([number]))
         previous = self._previous.get(signal.Signals(number))
         try:
             self._on_main_thread(signal.Signals(number))
@@ -112,16 +117,11 @@ class NoticeListener:
     def _listen(self) -> None:
         readers: list[Any] = [self._wake_read, self._stop_read]
         while True:
-            ready, _, _ = select.select(readers, [], [], _POLL if self._look else None)
+            ready, _, _ = select.select(readers, [], [])
             if self._stop_read in ready:
                 return
-            if self._wake_read in ready:
-                for number in self._wake_read.recv(64):
-                    self._hear(number)
-            if self._look is not None:
-                # The store may be gone when rank 0 ended first; the training thread will say so.
-                with contextlib.suppress(ConnectionError):
-                    self._look()
+            for number in self._wake_read.recv(64):
+                self._hear(number)
 
     def _hear(self, number: int) -> None:
         if number not in self._signals:
@@ -129,12 +129,41 @@ class NoticeListener:
         now = time.monotonic()
         if self._first is None:
             self._first = now
-            with contextlib.suppress(ConnectionError):
-                self._on_notice(signal.Signals(number))
+            self._on_notice(signal.Signals(number))
         elif now - self._first >= _SECOND_NOTICE_AFTER:
-            # What is being saved is uncommitted until its manifest is there, so ending now is safe.
+            # What is being saved is uncommitted until its manifest is there, so ending is safe.
             os.write(2, f"trainkit: second {signal.Signals(number).name}: ending now\n".encode())
             os._exit(128 + number)
+
+
+class Lookout:
+    """A thread that looks a few times a second at what other ranks ask for."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        """Look by calling ``look``, which may wait for a store."""
+        self._look = look
+        self._stirred = threading.Event()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="trainkit-lookout", daemon=True)
+        self._thread.start()
+
+    def stir(self) -> None:
+        """Look now."""
+        self._stirred.set()
+
+    def close(self) -> None:
+        """Stop looking; a look that does not come back is left behind."""
+        self._over = True
+        self._stirred.set()
+        self._thread.join(_LEAVE)
+
+    def _run(self) -> None:
+        while not self._over:
+            # The store may be gone when rank 0 ended first; the training thread will say so.
+            with contextlib.suppress(ConnectionError):
+                self._look()
+            self._stirred.wait(_POLL)
+            self._stirred.clear()
 
 
 class _Forks:

@@ -1,6 +1,5 @@
 """ImageNet with the models of torchvision, by name.
 
-    python -m trainkit.recipes.imagenet --synthetic                      # no data needed
     torchrun --nproc-per-node=8 -m trainkit.recipes.imagenet --data-dir /data/imagenet
     python -m trainkit.recipes.imagenet --synthetic --model resnet18 --image-size 64 \\
         --max-steps 5 --batch-size 8 --workers 0                         # a small try on a CPU
@@ -112,6 +111,7 @@ def main(ctx: trainkit.Context, config: Config) -> float:
                 if progress.step >= steps:
                     break
     rate = (progress.step - first) * config.batch_size * ctx.world_size / _since(ctx, started)
+    checkpoints.save_unsaved()
     accuracy = count_right(ctx, model, _loader(ctx, config, test_set)) / len(test_set)
     export(ctx, net, config.output_dir)
     say(ctx, f"top-1 test accuracy {accuracy:.2%}, {rate:.1f} images/s on {ctx.world_size} rank(s)")

@@ -102,6 +102,7 @@ def main(ctx: trainkit.Context, config: Config) -> float:
                 checkpoints.step(progress.step)
                 if progress.step >= steps:
                     break
+    checkpoints.save_unsaved()  # a kill during the test then repeats the test alone
     accuracy = count_right(ctx, model, DataLoader(test_set, 1000)) / len(test_set)
     export(ctx, net, config.output_dir)
     say(ctx, f"test accuracy {accuracy:.2%} on {len(test_set):,} images ({test_set.source})")

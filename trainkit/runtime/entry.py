@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from trainkit import config
+from trainkit.coordination.mpi import abort_mpi
 from trainkit.errors import (
     EnvironmentFaultError,
     ExitCode,
@@ -64,7 +65,7 @@ def run(
     result: Any = None
     try:
         settings = config.settings()
-        topology = _own_topology(num_procs)
+        topology = _own_topology(1 if strategy == "single" else num_procs)
         log_topology(topology)
         if topology.starts_ranks:
             return _end(_start_ranks(topology, settings))
@@ -72,12 +73,12 @@ def run(
         _require_rank_or_server(topology, "trainkit.run")
         if topology.platform == "torchelastic":
             die_with_parent()
-        chosen = choose_strategy(strategy, topology, precision=precision, device=settings.device)
+        chosen = choose_strategy(strategy, topology, precision=precision, main=main)
         duty = chosen.duty(topology)
         if duty is Duty.EVALUATE and evaluate is not None:
             main, topology = evaluate, topology.alone()
             chosen = choose_strategy(
-                f"{chosen.framework}:auto", topology, precision=precision, device=settings.device
+                f"{chosen.framework}:auto", topology, precision=precision, main=main
             )
         elif duty is not Duty.TRAIN:
             log.info("%s has nothing to do under this strategy: done", topology.role)
@@ -89,7 +90,11 @@ def run(
         session.finish()
     except BaseException as error:
         _fail(error, rank, session)
-    session.close(failed=False)
+    try:
+        session.close(failed=False)
+    except Exception as error:
+        # The work is done and saved: failing now would only have it done again.
+        log.warning("the job is done; leaving it failed: %s", error)
     return result
 
 
@@ -126,7 +131,7 @@ def init(
             f"trainkit.run(main), or start the script with torchrun."
         )
     _require_rank_or_server(topology, "trainkit.init")
-    chosen = choose_strategy(strategy, topology, precision=precision, device=settings.device)
+    chosen = choose_strategy(strategy, topology, precision=precision)
     if chosen.duty(topology) is not Duty.TRAIN:
         raise EnvironmentFaultError(
             f"a {topology.role} process does not train under strategy {chosen.name!r}. Use "
@@ -146,7 +151,8 @@ def _own_topology(num_procs: int | None) -> Topology:
     if num_procs is not None and num_procs < 1:
         raise UsageError(f"num_procs={num_procs}: expected 1 or more")
     topology = detect()
-    if topology.platform != "local" or topology.starts_ranks:
+    said = topology.sources.get("procs_to_launch", "default") != "default"
+    if topology.platform != "local" or topology.starts_ranks or (said and num_procs is None):
         return topology
     wanted = num_procs if num_procs is not None else _visible_gpus()
     if wanted <= 1:
@@ -165,7 +171,12 @@ def _start_ranks(topology: Topology, settings: config.Settings) -> int:
     from trainkit.launch.plan import plan_ranks
 
     plan = plan_ranks(topology, own_command(), config.environ(), run_id=uuid.uuid4().hex)
-    return start_ranks(plan, grace_period=settings.grace_period, timeout=settings.timeout)
+    return start_ranks(
+        plan,
+        grace_period=settings.grace_period,
+        timeout=settings.timeout,
+        notices=settings.preemption_signals,
+    )
 
 
 def _require_rank_or_server(topology: Topology, caller: str) -> None:
@@ -200,12 +211,24 @@ def _clean_exit_is_return() -> Iterator[None]:
 def _fail(error: BaseException, rank: int | None, session: Session | None) -> NoReturn:
     """Report ``error``, leave without waiting for anybody, and exit with its code."""
     monitor = session.monitor if session is not None else None
+    orderly = (
+        isinstance(error, Preempted)
+        and monitor is not None
+        and bool(monitor.stopped_at is not None or monitor.told)
+    )
+    if session is not None and orderly:
+        try:
+            session.finish_stopped()
+        except BaseException as worse:
+            error, orderly = worse, False
     code = report(error, rank=rank, error_file=config.environ().get("TORCHELASTIC_ERROR_FILE"))
     if isinstance(error, Preempted) and monitor is not None:
         code = monitor.exit_code
     if session is not None:
         # A stop that all ranks agreed on is an orderly end; anything else leaves at once.
-        session.close(failed=monitor is None or not monitor.stopped)
+        session.close(failed=not orderly)
+    if not orderly:
+        abort_mpi(code)
     raise SystemExit(int(code)) from error
 
 

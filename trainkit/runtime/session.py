@@ -4,10 +4,13 @@ import contextlib
 import logging
 import random
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trainkit import config
 from trainkit.coordination import StepAgreement
+from trainkit.errors import Preempted, UsageError
 from trainkit.frameworks import frameworks_named_by
 from trainkit.lifecycle import RankMonitor
 from trainkit.runtime.context import Context
@@ -20,7 +23,11 @@ log = logging.getLogger("trainkit")
 
 
 def choose_strategy(
-    strategy: str | Strategy, topology: Topology, *, precision: str | None, device: str
+    strategy: str | Strategy,
+    topology: Topology,
+    *,
+    precision: str | None,
+    main: Callable[..., Any] | None = None,
 ) -> Strategy:
     """The strategy object for this job.
 
@@ -28,17 +35,38 @@ def choose_strategy(
         strategy: a name, ``auto``, or an object that is used as it is.
         topology: of this process.
         precision: handed to strategies of torch.
-        device: handed to strategies of torch.
+        main: the user's function, whose module counts where ``__main__`` names no framework:
+            entry scripts are often thin.
+
+    Raises:
+        UsageError: ``precision`` together with what has none.
     """
     if isinstance(strategy, Strategy):
+        if precision is not None:
+            raise UsageError(
+                f"precision={precision!r} together with a strategy object: give it to "
+                f"{type(strategy).__name__}(precision={precision!r})"
+            )
         return strategy
-    main_module = sys.modules.get("__main__")
-    frameworks = frameworks_named_by(vars(main_module)) if main_module is not None else []
+    frameworks = _frameworks(main)
     found = resolve(strategy, frameworks, topology.world_size or 0)
     if found.framework == "torch":
-        options: dict[str, Any] = {"precision": precision, "device": device}
+        options: dict[str, Any] = {"precision": precision}
         return found(**options)
+    if precision is not None:
+        raise UsageError(
+            f"precision={precision!r} needs torch, and strategy {found.name!r} has no tensors. "
+            f'If main uses torch, say strategy="torch:auto".'
+        )
     return found()
+
+
+def _frameworks(main: Callable[..., Any] | None) -> list[str]:
+    main_module = sys.modules.get("__main__")
+    named = frameworks_named_by(vars(main_module)) if main_module is not None else []
+    while isinstance(main, partial):
+        main = main.func
+    return named or frameworks_named_by(getattr(main, "__globals__", {}))
 
 
 def log_topology(topology: Topology) -> None:
@@ -80,9 +108,14 @@ class Session:
             seed: of the order of data and, where given, of all random generators; rank *r*
                 gets ``seed + r``, so that dropout differs over ranks.
         """
-        self._strategy.connect(self._topology, self._settings.timeout)
-        self._monitor = self._make_monitor()
+        # First of all, so that a notice is heard while this rank waits for others; as PID 1 a
+        # process without a handler would not even be ended by SIGTERM.
+        self._monitor = RankMonitor(
+            signals=self._settings.preemption_signals, grace_period=self._settings.grace_period
+        )
         self._monitor.start()
+        self._strategy.connect(self._topology, self._settings.timeout)
+        self._agree_to_stop(self._monitor)
         if seed is not None:
             _seed_everything(self._strategy, seed + self._strategy.communicator.rank)
         self._context = Context(
@@ -100,9 +133,22 @@ class Session:
         return self._monitor
 
     def finish(self) -> None:
-        """After ``main`` returned: save what is unsaved."""
+        """After ``main`` returned: save what is unsaved.
+
+        Raises:
+            Preempted: ``main`` was told of a notice and left for it, so it may not be done.
+        """
         for manager in self._context.managers if self._context is not None else ():
             manager.save_unsaved()
+        if self._monitor is not None and self._monitor.told and self._monitor.stopped_at is None:
+            raise Preempted("main returned after a notice to stop; what was unsaved is saved")
+
+    def finish_stopped(self) -> None:
+        """After all ranks stopped together: save with the managers that were not asked yet."""
+        step = self._monitor.stopped_at if self._monitor is not None else None
+        for manager in self._context.managers if self._context is not None else ():
+            if step is not None and manager.last_saved_step != step:
+                manager.save(step)
 
     def close(self, *, failed: bool) -> None:
         """Leave in order; after a failure without waiting for anybody."""
@@ -116,21 +162,18 @@ class Session:
                 for manager in context.managers:
                     stack.callback(manager.close)
 
-    def _make_monitor(self) -> RankMonitor:
+    def _agree_to_stop(self, monitor: RankMonitor) -> None:
         communicator = self._strategy.communicator
-        agreement = None
-        if communicator.world_size > 1:
-            agreement = StepAgreement(
-                self._strategy.watch_store(),
-                communicator.rank,
-                communicator.world_size,
-                timeout=self._settings.timeout,
-            )
-        return RankMonitor(
-            signals=self._settings.preemption_signals,
-            grace_period=self._settings.grace_period,
-            agreement=agreement,
+        if communicator.world_size == 1:
+            return
+        # Whoever does not answer within the grace period will not be answered for any more.
+        agreement = StepAgreement(
+            self._strategy.watch_store(),
+            communicator.rank,
+            communicator.world_size,
+            timeout=min(self._settings.timeout, self._settings.grace_period),
         )
+        monitor.agree_with(agreement)
 
 
 def _seed_everything(strategy: Strategy, seed: int) -> None:

@@ -42,6 +42,14 @@ def test_a_gpu_that_was_asked_for_is_never_silently_the_cpu(gpus, request_, envi
         choose_device(0, 1, request=request_, environ=environ)
 
 
+def test_a_gpu_that_the_driver_shows_is_never_silently_the_cpu(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr("trainkit.strategies.torch.device.visible_gpu_count", lambda: 4)
+    with pytest.raises(EnvironmentFaultError, match="4 visible on this host"):
+        choose_device(0, 4, environ={})
+    assert choose_device(0, 4, request="cpu", environ={}).type == "cpu"
+
+
 def test_the_cpu_may_be_asked_for_where_there_are_gpus(gpus):
     gpus(2)
     assert choose_device(0, 1, request="cpu", environ={}).type == "cpu"

@@ -1,3 +1,4 @@
+import copy
 from collections import namedtuple
 
 import pytest
@@ -55,6 +56,17 @@ def test_fp32_leaves_the_model_alone(name):
     model = Model()
     apply_precision(model, name, "cpu")
     assert "forward" not in vars(model)
+
+
+def test_a_deep_copy_computes_with_its_own_weights():
+    model = Model()
+    apply_precision(model, "bf16", "cpu")
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.layer.weight.fill_(100)
+    assert copied(torch.ones(1, 8)).max() > 500
+    assert copied.seen is torch.bfloat16
+    assert model.seen is None
 
 
 def test_an_unknown_precision_is_an_error_that_lists_the_known():

@@ -62,15 +62,21 @@ class DDP(Single):
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def all_reduce(self, value: Any, op: str) -> Any:
-        """See ``Strategy.all_reduce``; takes a tensor or a number and gives back the same."""
+        """See ``Strategy.all_reduce``: a tensor gives one where it was, a number gives a number.
+
+        A mean of whole numbers is a float; no gradient flows through.
+        """
         if self.communicator.world_size == 1:
             return value
-        tensor = torch.as_tensor(value, device=self._device)
-        tensor = tensor.clone() if isinstance(value, torch.Tensor) else tensor.double()
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach().to(self._device, copy=True)
+        else:
+            exact = torch.int64 if isinstance(value, int) else torch.float64
+            tensor = torch.tensor(value, dtype=exact, device=self._device)
         dist.all_reduce(tensor, _OPS[op])
         if op == "mean":
             tensor = tensor / self.communicator.world_size
-        return tensor if isinstance(value, torch.Tensor) else type(value)(tensor.item())
+        return tensor.to(value.device) if isinstance(value, torch.Tensor) else tensor.item()
 
     @contextmanager
     def no_sync(self, model: Any) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 from trainkit import config
 from trainkit.errors import EnvironmentFaultError
 from trainkit.resources.cpus import cpu_limit
-from trainkit.resources.gpus import gpu_was_asked_for
+from trainkit.resources.gpus import gpu_was_asked_for, visible_gpu_count
 
 __all__ = ["choose_device", "limit_threads"]
 
@@ -87,6 +87,8 @@ def _refuse_silent_cpu(request: str, environ: Mapping[str, str]) -> None:
     if environ.get("PET_NPROC_PER_NODE") == "gpu":
         asked = "PET_NPROC_PER_NODE=gpu"
     variable = asked or gpu_was_asked_for(environ)
+    if variable is None and visible_gpu_count() > 0:
+        variable = f"{visible_gpu_count()} visible on this host"
     if variable is None:
         return
     built = torch.version.cuda
@@ -96,6 +98,6 @@ def _refuse_silent_cpu(request: str, environ: Mapping[str, str]) -> None:
         else f"CUDA {built} of this torch cannot use one: no device, or a driver that is too old"
     )
     raise EnvironmentFaultError(
-        f"a GPU was asked for ({variable}), and {cause}. Look at `nvidia-smi` in the pod and at "
-        f"its GPU limit, or ask for the CPU with TRAINKIT_DEVICE=cpu."
+        f"a GPU was granted or asked for ({variable}), and {cause}. Look at `nvidia-smi` in the "
+        f"pod and at its GPU limit, or ask for the CPU with TRAINKIT_DEVICE=cpu."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,8 +27,13 @@ def apply_precision(model: torch.nn.Module, precision: str | None, device_type: 
     dtype = PRECISIONS.get(precision or "fp32", "unknown")
     if dtype == "unknown":
         raise UsageError(f"precision={precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
-    if isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype):
+        return
+    if "forward" in vars(model):  # somebody replaced it before: torch.compile, say
         model.forward = _autocast(model.forward, dtype, device_type)
+    else:
+        # Bound to the model, so that a deep copy (an EMA, a teacher) runs its own weights.
+        model.forward = MethodType(_autocast(type(model).forward, dtype, device_type), model)
 
 
 def _autocast(

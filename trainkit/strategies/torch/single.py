@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from trainkit import config
 from trainkit.coordination import Communicator
 from trainkit.errors import StrategyError
 from trainkit.strategies.base import Strategy
@@ -25,7 +26,8 @@ class Single(Strategy):
 
         Args:
             precision: ``fp32`` (default) or ``bf16``.
-            device: ``auto``, ``cpu`` or ``cuda``.
+            device: ``cpu`` or ``cuda``; ``auto`` leaves it to TRAINKIT_DEVICE, and to what
+                there is.
         """
         self._precision = precision
         self._request = device
@@ -44,7 +46,8 @@ class Single(Strategy):
 
     def _take_device(self, topology: Topology) -> None:
         local_rank = topology.local_rank or 0
-        self._device = choose_device(local_rank, topology.local_world_size, request=self._request)
+        request = config.settings().device if self._request == "auto" else self._request
+        self._device = choose_device(local_rank, topology.local_world_size, request=request)
         limit_threads(topology.local_world_size)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
