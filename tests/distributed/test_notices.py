@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.distributed.pods import PYTHON
+from tests.distributed.pods import PYTHON, TORCHRUN, assert_trained_together
 from tests.distributed.test_environments import pytorchjob, trainjob
 from trainkit.testing import free_port, requires_root
 
@@ -168,3 +168,25 @@ def test_a_script_on_standard_input_is_refused_where_ranks_are_to_be_started(clu
     )
     assert done.returncode == 78
     assert "names no script" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "round_", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 20))]
+)
+def test_ranks_restarted_in_place_meet_in_the_same_store(cluster, round_):
+    """torchrun's store outlives the dead ranks; without fresh keys every second restart fails."""
+    script = (cluster.folder / "train.py").read_text()
+    dying = script.replace(
+        "            progress.step += 1\n",
+        "            progress.step += 1\n"
+        "            import os\n"
+        "            if ctx.rank == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "                os._exit(3)\n",
+    )
+    assert dying != script
+    (cluster.folder / "train.py").write_text(dying)
+    cluster.start([*TORCHRUN, "--nproc-per-node=2", "--max-restarts=1", "train.py"])
+    cluster.end()
+    # a rank of the first attempt that ended by losing its peer has written a record too
+    whole = [record for record in cluster.records() if len(record["seen"]) == 10 * 256 // 2]
+    assert_trained_together(whole, 2)
