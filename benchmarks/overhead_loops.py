@@ -10,11 +10,12 @@ import gc
 import importlib.metadata
 import json
 import os
+import random
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional
@@ -23,15 +24,16 @@ from torch.utils.data import DataLoader, TensorDataset
 import trainkit
 from benchmarks.rounds import shuffled_rounds
 
-Loop = Callable[[], None]
-"""One pass over the data."""
+Loop = Iterator[None]
+"""An endless training; each ``next`` is one step."""
 
-BATCH, WIDTH = 4, 8
+BATCH, WIDTH, SAMPLES = 4, 8, 40_000
+"""Epochs are long, so that what is measured are steps and not the starts of epochs."""
 
 
-def data(steps: int) -> DataLoader[tuple[torch.Tensor, ...]]:
-    """A loader of ``steps`` batches, as a user would write it."""
-    inputs, targets = torch.randn(steps * BATCH, WIDTH), torch.randn(steps * BATCH, WIDTH)
+def data() -> DataLoader[tuple[torch.Tensor, ...]]:
+    """A loader as a user would write it."""
+    inputs, targets = torch.randn(SAMPLES, WIDTH), torch.randn(SAMPLES, WIDTH)
     return DataLoader(TensorDataset(inputs, targets), batch_size=BATCH, shuffle=True)
 
 
@@ -42,19 +44,17 @@ def model_and_optimizer() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.SGD(model.parameters(), lr=1e-3)
 
 
-def plain(steps: int, stack: contextlib.ExitStack) -> Loop:
+def plain(stack: contextlib.ExitStack) -> Loop:
     """Torch, and nothing else: the limit."""
     model, optimizer = model_and_optimizer()
-    loader = data(steps)
-
-    def one_pass() -> None:
+    loader = data()
+    while True:
         for x, y in loader:
             loss = functional.mse_loss(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-
-    return one_pass
+            yield
 
 
 @functools.cache
@@ -63,17 +63,16 @@ def context(stack: contextlib.ExitStack) -> trainkit.Context:
     return stack.enter_context(trainkit.init())
 
 
-def of_trainkit(steps: int, stack: contextlib.ExitStack, *, own_loader: bool = True) -> Loop:
+def of_trainkit(stack: contextlib.ExitStack, *, own_loader: bool = True) -> Loop:
     """All that a user of trainkit has in a loop; the policy of ten minutes is never due."""
     ctx = context(stack)
     model, optimizer = model_and_optimizer()
     model = ctx.setup(model)
-    loader = ctx.setup_dataloader(data(steps)) if own_loader else data(steps)
+    loader = ctx.setup_dataloader(data()) if own_loader else data()
     progress = trainkit.Progress()
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     checkpoints = ctx.checkpoints(folder, model=model, optimizer=optimizer, progress=progress)
-
-    def one_pass() -> None:
+    while True:
         for x, y in loader:
             loss = functional.mse_loss(model(x), y)
             optimizer.zero_grad()
@@ -82,16 +81,15 @@ def of_trainkit(steps: int, stack: contextlib.ExitStack, *, own_loader: bool = T
             progress.step += 1
             ctx.log(progress.step, loss=loss)
             checkpoints.step(progress.step)
+            yield
 
-    return one_pass
 
-
-def of_trainkit_with_plain_loader(steps: int, stack: contextlib.ExitStack) -> Loop:
+def of_trainkit_with_plain_loader(stack: contextlib.ExitStack) -> Loop:
     """The same without ``setup_dataloader``, to see what the loader's part is."""
-    return of_trainkit(steps, stack, own_loader=False)
+    return of_trainkit(stack, own_loader=False)
 
 
-def ddp(steps: int, stack: contextlib.ExitStack) -> Loop:
+def ddp(stack: contextlib.ExitStack) -> Loop:
     """Torch's own wrapper, which most scripts keep on at one rank."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -100,55 +98,50 @@ def ddp(steps: int, stack: contextlib.ExitStack) -> Loop:
     stack.callback(dist.destroy_process_group)
     model, optimizer = model_and_optimizer()
     wrapped = DistributedDataParallel(model)
-    loader = data(steps)
-
-    def one_pass() -> None:
+    loader = data()
+    while True:
         for x, y in loader:
             loss = functional.mse_loss(wrapped(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            yield
 
-    return one_pass
 
-
-def fabric(steps: int, stack: contextlib.ExitStack) -> Loop:
+def fabric(stack: contextlib.ExitStack) -> Loop:
     """Lightning Fabric: model, optimizer, loader and backward are its own."""
     from lightning_fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=1)
     model, optimizer = fabric.setup(*model_and_optimizer())
-    loader = fabric.setup_dataloaders(data(steps))
-
-    def one_pass() -> None:
+    loader = fabric.setup_dataloaders(data())
+    while True:
         for x, y in loader:
             loss = functional.mse_loss(model(x), y)
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()
+            yield
 
-    return one_pass
 
-
-def accelerate(steps: int, stack: contextlib.ExitStack) -> Loop:
+def accelerate(stack: contextlib.ExitStack) -> Loop:
     """Accelerate: model, optimizer, loader and backward are its own."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer, loader = accelerator.prepare(*model_and_optimizer(), data(steps))
-
-    def one_pass() -> None:
+    model, optimizer, loader = accelerator.prepare(*model_and_optimizer(), data())
+    while True:
         for x, y in loader:
             loss = functional.mse_loss(model(x), y)
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
+            yield
 
-    return one_pass
 
-
-LOOPS: dict[str, tuple[str, Callable[[int, contextlib.ExitStack], Loop]]] = {
+LOOPS: dict[str, tuple[str, Callable[[contextlib.ExitStack], Loop]]] = {
     "plain torch": ("torch", plain),
+    "plain torch again": ("torch", plain),
     "trainkit": ("trainkit", of_trainkit),
     "trainkit, plain loader": ("trainkit", of_trainkit_with_plain_loader),
     "Lightning Fabric": ("lightning-fabric", fabric),
@@ -161,8 +154,8 @@ LOOPS: dict[str, tuple[str, Callable[[int, contextlib.ExitStack], Loop]]] = {
 def main() -> None:
     """Let all loops that are installed take turns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--core", type=int)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -171,13 +164,14 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         loops: dict[str, Loop] = {}
         versions: dict[str, str] = {}
-        for name, (distribution, make) in LOOPS.items():
+        # Who is made first lies elsewhere in memory: over the processes that averages out.
+        for name in random.Random(args.seed).sample(list(LOOPS), len(LOOPS)):
+            distribution, make = LOOPS[name]
             try:
                 versions[name] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
                 continue
-            loops[name] = make(args.steps, stack)
-        torch.set_num_threads(1)  # last: whoever changed it while setting up gets the same as all
+            loops[name] = make(stack)
         rounds = list(_measure(loops, args.rounds, args.steps, args.seed))
     missing = [name for name in LOOPS if name not in loops]
     sys.stdout.write(json.dumps({"rounds": rounds, "versions": versions, "missing": missing}))
@@ -186,16 +180,20 @@ def main() -> None:
 
 def _measure(loops: dict[str, Loop], rounds: int, steps: int, seed: int) -> list[dict[str, float]]:
     def seconds_a_step(name: str) -> float:
+        loop, turn = loops[name], range(steps)
         began = time.perf_counter()
-        loops[name]()
+        for _ in turn:
+            next(loop)
         return (time.perf_counter() - began) / steps
 
-    for name in loops:  # first passes allocate, and DDP lays out its buckets
-        seconds_a_step(name)
-        seconds_a_step(name)
+    for name in loops:  # first steps set things up, and DDP lays out its buckets
+        for _ in range(10):
+            seconds_a_step(name)
+    torch.set_num_threads(1)  # whoever changed it while setting up
     gc.collect()
     gc.freeze()  # what peers imported is not to be walked again and again, at everybody's cost
-    return list(shuffled_rounds(list(loops), rounds, seconds_a_step, seed=seed))
+    names = [name for name in LOOPS if name in loops]
+    return list(shuffled_rounds(names, rounds, seconds_a_step, seed=seed))
 
 
 if __name__ == "__main__":

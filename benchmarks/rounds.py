@@ -65,7 +65,8 @@ def shuffled_rounds(
 def machine() -> str:
     """The machine, as far as it matters for a number."""
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({platform.machine()}), Python {platform.python_version()}"
+    load = f"load average {os.getloadavg()[1]:.1f} over 5 minutes"
+    return f"{cores} cores ({platform.machine()}), Python {platform.python_version()}, {load}"
 
 
 def warn_if_busy() -> None:

@@ -1,7 +1,8 @@
 """Wall time from a command to 97 % of the embedded test digits, trainkit against the usual shape.
 
     python -m benchmarks.mnist.race                # some minutes on two cores
-    python -m benchmarks.mnist.race --ladder       # why: one thing at a time made as the recipe is
+    python -m benchmarks.mnist.race --ladder       # and why: one thing at a time is made as the
+                                                   # recipe has it, each on top of those above
 
 The usual example stops after the first epoch that reaches the goal. trainkit's recipe knows no
 goal: it trains its default epochs and tests once. Both clocks start with the command and stop at
@@ -50,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Race, and print how it went."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
-    parser.add_argument("--ladder", action="store_true", help="the steps between the two")
+    parser.add_argument("--ladder", action="store_true", help="also what lies between the two")
     args = parser.parse_args(argv)
     warn_if_busy()
-    commands = _ladder() if args.ladder else _race()
+    commands = _commands(ladder=args.ladder)
     runs: dict[str, list[Run]] = {name: [] for name in commands}
 
     def measure(name: str) -> float:
@@ -68,23 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     _print(runs)
 
 
-def _race() -> dict[str, list[str]]:
+def _commands(*, ladder: bool) -> dict[str, list[str]]:
     torchrun = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
+    rungs = {
+        "+ small strided net": [*LADDER, "--small-net"],
+        "+ batches from memory": [*LADDER, "--small-net", "--in-memory"],
+        "+ Adam, one cycle, one test": [*LADDER, "--small-net", "--in-memory", "--one-cycle"],
+    }
     return {
         USUAL: [*PYTHON, "-m", "benchmarks.mnist.usual", "--seed", "SEED"],
+        **(rungs if ladder else {}),
         OURS: [*PYTHON, *RECIPE],
         TWO_RANKS: [torchrun, "--standalone", "--nproc-per-node=2", *RECIPE],
-        LIMIT: [*PYTHON, "-c", MAKE_OPTIMIZER],
-    }
-
-
-def _ladder() -> dict[str, list[str]]:
-    return {
-        USUAL: LADDER,
-        "+ small strided net": [*LADDER, "--small-net"],
-        "+ batches in memory": [*LADDER, "--small-net", "--in-memory"],
-        "+ Adam, one cycle, one test": [*LADDER, "--small-net", "--in-memory", "--one-cycle"],
-        OURS: [*PYTHON, *RECIPE],
         LIMIT: [*PYTHON, "-c", MAKE_OPTIMIZER],
     }
 
