@@ -53,8 +53,10 @@ def _in_memory(seed: int) -> tuple[Any, Any]:
 
 
 def _small_net() -> nn.Module:
+    """The recipe's network, on one thread as the recipe has it."""
     from trainkit.recipes.mnist import Net
 
+    torch.set_num_threads(1)
     return Net()
 
 
