@@ -124,6 +124,8 @@ def test_a_quiet_step_costs_next_to_nothing(tmp_path):
     """The promise is well under 1 µs; 5 µs leaves room for a machine that is busy."""
 
     class Quiet:
+        stirred = False
+
         def stop_now(self, step):
             return False
 
@@ -145,6 +147,7 @@ class StopsAt:
 
     def __init__(self, step, **attributes):
         self.at = step
+        self.stirred = True
         self.__dict__.update(attributes)
 
     def stop_now(self, step):

@@ -1,12 +1,18 @@
 """Signals are heard by real processes: each test runs a small program and sends it signals."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from trainkit.coordination import MemoryStore, StepAgreement
+from trainkit.lifecycle import RankMonitor
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -182,3 +188,44 @@ def test_a_forked_child_is_no_rank(program):
         """
     )
     assert run.end() == (0, "15 False\n")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ranks_that_meet_in_every_step_stop_at_the_same_one(seed):
+    """A collective in each step, a notice at a random moment on a random rank."""
+    chance = random.Random(seed)
+    world_size = 3
+    store = MemoryStore()
+    collective = threading.Barrier(world_size)
+    monitors = [RankMonitor() for _ in range(world_size)]
+    over = threading.Event()
+
+    def train(monitor):
+        for step in range(1, 10_000):
+            collective.wait(30)
+            # As CheckpointManager.step does it.
+            monitor.last_step = step
+            if monitor.stirred and monitor.stop_now(step):
+                return step
+        return None
+
+    def notice(monitor):
+        over.wait(chance.random() * 0.01)
+        monitor._hear(signal.SIGTERM)
+
+    # Some notices come before the ranks can talk about them, as while a strategy starts.
+    early = chance.choice(monitors) if seed % 4 == 0 else None
+    if early is not None:
+        early._hear(signal.SIGTERM)
+    for rank, monitor in enumerate(monitors):
+        monitor.agree_with(StepAgreement(store, rank, world_size, timeout=30))
+    with ThreadPoolExecutor(world_size + 1) as pool:
+        trainers = [pool.submit(train, monitor) for monitor in monitors]
+        if early is None:
+            pool.submit(notice, chance.choice(monitors))
+        stopped = [trainer.result(60) for trainer in trainers]
+        over.set()
+    for monitor in monitors:
+        monitor.close()
+    assert len(set(stopped)) == 1
+    assert stopped[0] is not None

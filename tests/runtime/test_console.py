@@ -1,6 +1,7 @@
 import io
 
 from trainkit.runtime.console import Console
+from trainkit.runtime.context import Context
 
 
 class Terminal(io.StringIO):
@@ -62,3 +63,57 @@ def test_a_terminal_gets_a_bar():
     console.close()
     assert "1/10" in out.getvalue()
     assert "loss 0.5" in out.getvalue()
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+        self.looks = 0
+
+    def __call__(self):
+        self.looks += 1
+        return self.now
+
+
+def context(console):
+    """A context that has nothing but its console."""
+    found = Context.__new__(Context)
+    found._console = console
+    found._quiet_from = found._quiet_until = 0
+    return found
+
+
+def test_few_steps_look_at_the_clock_and_each_line_is_in_time():
+    out, clock = io.StringIO(), Clock()
+    ctx = context(Console(enabled=True, interval=5, out=out, clock=clock))
+    for step in range(1, 10_001):
+        clock.now += 0.001
+        ctx.log(step, steps=10_000, loss=0.5)
+    shown = [int(line.split()[1].partition("/")[0]) for line in out.getvalue().splitlines()]
+    assert shown == [1, 5001, 10_000]
+    assert clock.looks < 200
+
+
+def test_steps_that_become_slower_delay_a_line_by_little():
+    out, clock = io.StringIO(), Clock()
+    ctx = context(Console(enabled=True, interval=4, out=out, clock=clock))
+    for step in range(1, 21):
+        clock.now += 0.1 if step < 10 else 1.0
+        ctx.log(step)
+    assert [int(line.split()[1]) for line in out.getvalue().splitlines()][:2] == [1, 16]
+
+
+def test_steps_that_begin_anew_are_shown():
+    out, clock = io.StringIO(), Clock()
+    ctx = context(Console(enabled=True, interval=5, out=out, clock=clock))
+    for step in range(1000, 1100):
+        clock.now += 0.001
+        ctx.log(step)
+    clock.now += 10
+    ctx.log(1)
+    assert [int(line.split()[1]) for line in out.getvalue().splitlines()] == [1000, 1]
+
+
+def test_other_ranks_are_seldom_asked():
+    console = Console(enabled=False)
+    assert console.log(1, None, {}) > 1

@@ -74,7 +74,7 @@ class CheckpointManager:
         self._state = state
         self._communicator = communicator or Communicator.solo()
         self._options = options or CheckpointOptions()
-        self._monitor = monitor
+        self._monitor: StopMonitor = monitor or _Unasked()
         self._schedule = Schedule(
             save or EverySeconds(_DEFAULT_SECONDS),
             self._communicator,
@@ -116,9 +116,11 @@ class CheckpointManager:
             Preempted: the job is to stop; the state after ``step`` is saved.
             OSError: a save failed; the checkpoints before it are untouched.
         """
+        # Every operation counts here: a step of torch leaves little of Python in the caches.
         self._seen_step = step
         monitor = self._monitor
-        if monitor is not None and monitor.stop_now(step):
+        monitor.last_step = step
+        if monitor.stirred and monitor.stop_now(step):
             self._stop(step, metrics)
         if step < self._next_look:
             return False
@@ -242,6 +244,17 @@ class CheckpointManager:
         if self._communicator.rank == 0:
             log.info("restored step %d from %s/%s", folder.step, self.url, folder.name)
         return folder.step
+
+
+class _Unasked:
+    """The monitor of a manager that nobody stops."""
+
+    def __init__(self) -> None:
+        self.last_step: int | None = None
+        self.stirred = False
+
+    def stop_now(self, step: int) -> bool:
+        return False
 
 
 def _checked_step(step: int) -> int:

@@ -14,6 +14,12 @@ class StopMonitor(Protocol):
     An attribute ``exit_code``, where there is one, becomes the exit code of ``Preempted``.
     """
 
+    last_step: int | None
+    """Set by ``CheckpointManager.step`` before it looks at ``stirred``."""
+
+    stirred: bool
+    """Whether ``stop_now`` has something to decide; it is not asked before."""
+
     def stop_now(self, step: int) -> bool:
         """Whether to save and stop after ``step``: the same answer at one step on all ranks."""
         ...

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 class StepAgreement:
     """One decision among ranks: after which step to stop.
 
-    ``reached`` is called by the training thread after each step; ``look`` and ``propose`` by
-    a watching thread. A quiet step costs one assignment and one branch, and no message.
+    A watching thread looks whether a rank has asked to stop (``asked``). If so, it first makes
+    the training thread call ``reached`` after each step, and only then publishes the step that
+    the training thread has entered (``publish``). Until then a step costs nothing here.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, *, timeout: float) -> None:
@@ -36,38 +37,28 @@ class StepAgreement:
         self._rank = rank
         self._world_size = world_size
         self._timeout = timeout
-        self._entered = 0
         self._target: int | None = None
-        self.held = False
 
     def propose(self) -> None:
         """Ask all ranks to stop; from any thread, any number of times."""
         self._store.set("hold", b"1")
-        self.look()
 
-    def look(self) -> bool:
-        """See whether a rank has asked to stop, and publish this rank's step if so.
+    def asked(self) -> bool:
+        """Whether a rank has asked to stop."""
+        return self._store.get("hold") is not None
 
-        Returns:
-            True the first time that somebody has asked, False before and after.
-        """
-        if self.held or self._store.get("hold") is None:
-            return False
-        # Order matters: after this assignment the training thread enters no further step
-        # without asking, so the step read below is the last one that it can have entered.
-        self.held = True
-        self._store.set(f"entered/{self._rank}", str(self._entered).encode())
-        return True
+    def publish(self, entered: int) -> None:
+        """Say that this rank has entered the step ``entered``, and no further one."""
+        self._store.set(f"entered/{self._rank}", str(entered).encode())
 
     def reached(self, step: int) -> bool:
         """Whether to stop now, after ``step``; the same answer at the same step on all ranks.
 
+        Called once this rank has published, or is about to.
+
         Raises:
             DeadlineError: some ranks did not publish their step; the message names them.
         """
-        self._entered = step + 1
-        if not self.held:
-            return False
         if self._target is None:
             self._target = self._agree()
             log.info("all ranks stop after step %d", max(self._target, step))

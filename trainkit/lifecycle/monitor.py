@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class RankMonitor:
     """The one listener of a training step, handed to whoever has to know.
 
-    ``stop_now`` is asked after every step; while nobody wants to stop it costs an attribute
-    assignment and a branch.
+    After every step the training loop sets ``last_step`` and looks at ``stirred``, in this order;
+    only if that is true it asks ``stop_now``.
     """
 
     def __init__(
@@ -33,6 +33,10 @@ class RankMonitor:
             grace_period: seconds between the notice and the kill.
         """
         self.grace_period = grace_period
+        self.last_step: int | None = None
+        """The step that the loop has done last."""
+        self.stirred = False
+        """Whether somebody wants to stop, so that ``stop_now`` has something to decide."""
         self.notice: signal.Signals | None = None
         """The signal that this rank has heard, if any."""
         self.stopped_at: int | None = None
@@ -41,6 +45,7 @@ class RankMonitor:
         """Whether ``preempted`` has answered True to somebody, who may have stopped for it."""
         self._heard_at: float | None = None
         self._agreement: StepAgreement | None = None
+        self._published = False
         self._lookout: Lookout | None = None
         self._polled = False
         self._listener = NoticeListener(
@@ -77,11 +82,10 @@ class RankMonitor:
 
     def stop_now(self, step: int) -> bool:
         """Whether to stop after ``step``: the same answer at the same step on all ranks."""
-        self._polled = True
-        if self._agreement is None:
-            stop = self._heard_at is not None
-        else:
-            stop = self._agreement.reached(step)
+        self.last_step = step
+        if not self.stirred:
+            return False
+        stop = self._agreement is None or self._agreement.reached(step)
         if stop:
             self.stopped_at = step
         return stop
@@ -102,6 +106,8 @@ class RankMonitor:
         self._heard_at = time.monotonic()
         if self._lookout is not None:
             self._lookout.stir()
+        else:
+            self.stirred = True  # ranks that agree only later hear of it all the same
         log.warning(
             "%s: stopping after a step on which all ranks agree; %.0f s of grace",
             number.name,
@@ -109,16 +115,23 @@ class RankMonitor:
         )
 
     def _look(self) -> None:
-        if self._agreement is None:
+        if self._agreement is None or self._published:
             return
-        if self.notice is not None and not self._agreement.held:
+        if self.notice is not None:
             self._agreement.propose()
-        elif self._agreement.look() and self._heard_at is None:
+        elif not self._agreement.asked():
+            return
+        # Order matters: after this assignment the training thread enters no further step
+        # without asking, so the step read below is the last one that it can have entered.
+        self.stirred = True
+        self._published = True
+        self._agreement.publish(0 if self.last_step is None else self.last_step + 1)
+        if self._heard_at is None:
             self._heard_at = time.monotonic()
             log.warning("another rank was asked to stop: all ranks stop together")
 
     def _end_where_nothing_polls(self, number: signal.Signals) -> None:
-        if self._polled:
+        if self._polled or self.last_step is not None:
             return
         if number is signal.SIGINT:
             raise KeyboardInterrupt

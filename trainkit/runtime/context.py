@@ -36,6 +36,7 @@ class Context:
         self._checkpoint_dir = checkpoint_dir
         self._seed = seed
         self._console = Console(enabled=self.rank == 0)
+        self._quiet_from = self._quiet_until = 0
         self.managers: list[CheckpointManager] = []
         """Checkpoint managers made here; ``run`` saves with them at the end, and closes them."""
 
@@ -161,7 +162,11 @@ class Context:
             steps: of the whole run, for a percentage and the time left.
             values: numbers or one-element tensors by name; read only when shown.
         """
-        self._console.log(step, steps, values)
+        # Every operation counts here: a step of torch leaves little of Python in the caches.
+        if self._quiet_from <= step < self._quiet_until and (steps is None or step != steps):
+            return
+        self._quiet_from = step
+        self._quiet_until = step + self._console.log(step, steps, values)
 
     def all_reduce(self, value: Any, op: str = "mean") -> Any:
         """Combine a tensor or a number over all ranks.
