@@ -4,11 +4,13 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from trainkit.checkpoint import CheckpointManager as CheckpointManager
     from trainkit.errors import ExitCode as ExitCode
     from trainkit.errors import Preempted as Preempted
@@ -42,7 +44,7 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

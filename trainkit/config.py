@@ -3,13 +3,18 @@
 Precedence: explicit argument > flag > ``TRAINKIT_*`` > default. An empty value is unset.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from trainkit.errors import UsageError
+
+TYPE_CHECKING = False  # typing itself is a tenth of what `trainkit env` imports
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["SECRET_WORDS", "Settings", "environ", "is_secret", "set_environ", "settings"]
 

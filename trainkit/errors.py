@@ -21,7 +21,6 @@ from ``BaseException`` so that ``Preempted``, which has to pass through a user's
 """
 
 from enum import IntEnum
-from typing import ClassVar
 
 __all__ = [
     "CheckpointDamagedError",
@@ -64,7 +63,7 @@ class ExitCode(IntEnum):
 class TrainkitError(BaseException):
     """Base of all errors of trainkit; ``exit_code`` is what the process ends with."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.USER_CODE
+    exit_code = ExitCode.USER_CODE
 
 
 class UsageError(TrainkitError, ValueError):

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Final
 
 from trainkit import __version__
 from trainkit.errors import ExitCode, TrainkitError
@@ -18,11 +17,11 @@ __all__ = ["COMMANDS", "HelpFormatter", "main"]
 
 # Name → "module:function" and a line of help. A function takes the arguments after its name
 # and returns the exit code.
-COMMANDS: Final = {
+COMMANDS = {
     "env": ("trainkit.cli.env:main", "show who this process is in its job"),
 }
 
-_BROKEN_PIPE: Final = 141  # as the shell reports a command that SIGPIPE has ended
+_BROKEN_PIPE = 141  # as the shell reports a command that SIGPIPE has ended
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

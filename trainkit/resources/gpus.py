@@ -4,13 +4,18 @@ A process that has called CUDA cannot fork ranks any more, so the devices are co
 NVML, or from what the driver shows in the file system.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trainkit import config
+
+TYPE_CHECKING = False  # typing itself is a tenth of what `trainkit env` imports
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Gpu", "count_visible", "gpu_was_asked_for", "visible_gpu_count"]
 

@@ -1,9 +1,13 @@
 """What each platform must be able to answer."""
 
-from typing import Protocol
-
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Topology
+
+TYPE_CHECKING = False  # typing itself is a tenth of what `trainkit env` imports
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 __all__ = ["ClusterEnvironment"]
 

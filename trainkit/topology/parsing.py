@@ -1,7 +1,6 @@
 """Numbers, ports and addresses out of variables, with errors that say what to do."""
 
 import re
-from typing import Final
 
 from trainkit import config
 from trainkit.errors import TopologyError
@@ -22,7 +21,7 @@ __all__ = [
     "shown",
 ]
 
-TORCHRUN_PORT: Final = 29500
+TORCHRUN_PORT = 29500
 """The port that torchrun takes where none is given."""
 
 _LONGEST_SHOWN = 160

@@ -1,15 +1,20 @@
 """All that a process can see of the job around it, as one value."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 from trainkit import config
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
+
+TYPE_CHECKING = False  # typing itself is a tenth of what `trainkit env` imports
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Sight"]
 
@@ -38,7 +43,7 @@ class Sight:
     """CPUs that this process may use, and which limit says so; None where it is not known."""
 
     @classmethod
-    def here(cls) -> "Sight":
+    def here(cls) -> Sight:
         """What this process sees now."""
         return cls(
             environ=config.environ(),
@@ -49,7 +54,7 @@ class Sight:
         )
 
     @classmethod
-    def from_file(cls, path: str) -> "Sight":
+    def from_file(cls, path: str) -> Sight:
         """Read a written-down sight: lines of ``NAME=value``, or a JSON object.
 
         Args:
@@ -70,7 +75,7 @@ class Sight:
         return cls(environ=environ, files={}, hostname=environ.get("HOSTNAME", ""))
 
     @classmethod
-    def _from_json(cls, path: str, text: str) -> "Sight":
+    def _from_json(cls, path: str, text: str) -> Sight:
         try:
             value: Any = json.loads(text)
         except json.JSONDecodeError as reason:

@@ -1,9 +1,14 @@
 """The answer to "who am I": one frozen record, whatever started the process."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+
+TYPE_CHECKING = False  # typing itself is a tenth of what `trainkit env` imports
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Role", "Topology"]
 
@@ -69,7 +74,7 @@ class Topology:
     unused: tuple[str, ...] = ()
     """What was seen, such as leftovers of an outer launcher, and did not count; one sentence
     each. Not a warning: for ``trainkit env --explain`` and the debug log."""
-    sources: "MappingProxyType[str, str] | dict[str, str]" = field(default_factory=lambda: _NOTHING)
+    sources: MappingProxyType[str, str] | dict[str, str] = field(default_factory=lambda: _NOTHING)
     """Field → the variable or file that decided it."""
 
     @property
@@ -97,7 +102,7 @@ class Topology:
         """Whether the number of nodes may change while the job runs."""
         return self.min_nodes != self.max_nodes
 
-    def alone(self) -> "Topology":
+    def alone(self) -> Topology:
         """The same process as a job of one rank: for an evaluator, which trains with nobody."""
         return replace(
             self, rank=0, world_size=1, local_rank=0, local_world_size=1, procs_to_launch=0

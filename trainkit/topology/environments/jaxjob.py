@@ -1,7 +1,5 @@
 """A pod of a JAXJob (kubeflow.org/v1)."""
 
-from typing import Final
-
 from trainkit.errors import TopologyError
 from trainkit.topology.meeting import Master
 from trainkit.topology.nodes import RanksPerNode, node
@@ -11,7 +9,7 @@ from trainkit.topology.topology import Role, Topology
 
 __all__ = ["JaxJob"]
 
-_PORT: Final = 6666
+_PORT = 6666
 _NAMES = ("COORDINATOR_ADDRESS", "PROCESS_ID", "NUM_PROCESSES")
 
 

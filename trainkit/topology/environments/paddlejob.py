@@ -1,14 +1,12 @@
 """A pod of a PaddleJob (kubeflow.org/v1)."""
 
-from typing import Final
-
 from trainkit.topology.parsing import address, missing, required_integer
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 
 __all__ = ["PaddleJob"]
 
-_PORT: Final = 36543
+_PORT = 36543
 
 
 class PaddleJob:

@@ -1,7 +1,6 @@
 """A pod of a PyTorchJob (kubeflow.org/v1), in all the forms that its operators gave it."""
 
 import re
-from typing import Final
 
 from trainkit.errors import TopologyError
 from trainkit.topology.meeting import Master, master, require_master
@@ -20,8 +19,8 @@ from trainkit.topology.topology import Role, Topology
 
 __all__ = ["PyTorchJob"]
 
-_PORT: Final = 23456
-_ELASTIC_PORT: Final = 29400
+_PORT = 23456
+_ELASTIC_PORT = 29400
 _NPROC = ("PET_NPROC_PER_NODE", "PET_N_PROC_PER_NODE")  # operator 1.4 misspelt it
 
 

@@ -1,7 +1,5 @@
 """A task of a Slurm job step, started by srun."""
 
-from typing import Final
-
 from trainkit.errors import TopologyError
 from trainkit.topology.hosts import expand_hostlist, parse_tasks_per_node
 from trainkit.topology.meeting import Master, master
@@ -22,8 +20,8 @@ from trainkit.topology.topology import Topology
 __all__ = ["Slurm"]
 
 # Below the ports that Linux hands out by itself (32768 and up), above the usual servers.
-_FIRST_PORT: Final = 15_000
-_PORTS: Final = 14_000
+_FIRST_PORT = 15_000
+_PORTS = 14_000
 
 
 class Slurm:

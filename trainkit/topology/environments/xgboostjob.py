@@ -1,7 +1,5 @@
 """A pod of an XGBoostJob (kubeflow.org/v1) with workers."""
 
-from typing import Final
-
 from trainkit.errors import TopologyError
 from trainkit.topology.meeting import master, require_master
 from trainkit.topology.nodes import RanksPerNode, gpu_notes, node
@@ -11,7 +9,7 @@ from trainkit.topology.topology import Role, Topology
 
 __all__ = ["XGBoostJob"]
 
-_PORT: Final = 9999
+_PORT = 9999
 
 
 class XGBoostJob:
