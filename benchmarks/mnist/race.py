@@ -60,8 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     def measure(name: str) -> float:
         run = _run([part.replace("SEED", str(len(runs[name]))) for part in commands[name]])
         runs[name].append(run)
-        goal = "missed" if run.to_goal is None else f"{run.to_goal:.2f} s"
-        print(f"{name}: {goal}, {run.accuracy:.2%}", file=sys.stderr)
+        if name == LIMIT:
+            shown = f"{run.to_exit:.2f} s to exit"
+        elif run.to_goal is None:
+            shown = f"missed, {run.accuracy:.2%}"
+        else:
+            shown = f"{run.to_goal:.2f} s, {run.accuracy:.2%}"
+        print(f"{name}: {shown}", file=sys.stderr)
         return run.to_exit
 
     for _ in shuffled_rounds(list(commands), args.rounds, measure):

@@ -229,3 +229,24 @@ def test_ranks_that_meet_in_every_step_stop_at_the_same_one(seed):
         monitor.close()
     assert len(set(stopped)) == 1
     assert stopped[0] is not None
+
+
+def test_a_store_that_fails_once_is_asked_again():
+    class FailsOnce(MemoryStore):
+        failed = False
+
+        def set(self, key, value):
+            if key.startswith("entered/") and not self.failed:
+                self.failed = True
+                raise ConnectionError("lost for a moment")
+            super().set(key, value)
+
+    store, monitor = FailsOnce(), RankMonitor()
+    monitor.agree_with(StepAgreement(store, 0, 1, timeout=60))
+    try:
+        monitor._hear(signal.SIGTERM)
+        stopped = next(step for step in range(10**9) if monitor.stop_now(step))
+    finally:
+        monitor.close()
+    assert store.failed
+    assert monitor.stopped_at == stopped

@@ -124,8 +124,8 @@ class RankMonitor:
         # Order matters: after this assignment the training thread enters no further step
         # without asking, so the step read below is the last one that it can have entered.
         self.stirred = True
-        self._published = True
         self._agreement.publish(0 if self.last_step is None else self.last_step + 1)
+        self._published = True  # only now: a store that failed is tried again
         if self._heard_at is None:
             self._heard_at = time.monotonic()
             log.warning("another rank was asked to stop: all ranks stop together")
