@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_store import s3, s3_server
 from trainkit.config import environ, set_environ
 from trainkit.testing.leaks import Surroundings
 from trainkit.testing.plugin import ranks
 
-__all__ = ["ranks"]
+__all__ = ["ranks", "s3", "s3_server"]
 
 _TESTS = Path(__file__).parent
 _FAILED = pytest.StashKey[bool]()

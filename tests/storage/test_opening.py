@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainkit.errors import UsageError
+from trainkit.errors import DependencyError, EnvironmentFaultError, UsageError
 from trainkit.storage import open_storage
 
 
@@ -28,8 +28,8 @@ def test_opening_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3://bucket/run", "s3:// is not supported yet.*file:///path"),
-        ("gs://bucket/run", "gs://"),
+        ("s3://", "no bucket; expected s3://bucket/folder"),
+        ("nothing://bucket/run", "nothing:// is no scheme"),
         ("file://host/run", "three slashes"),
         ("", "empty"),
         ("  ", "empty"),
@@ -38,3 +38,35 @@ def test_opening_writes_nothing(tmp_path):
 def test_what_cannot_be_opened_is_named(url, words):
     with pytest.raises(UsageError, match=words):
         open_storage(url)
+
+
+def test_credentials_in_a_url_are_refused_and_not_shown():
+    with pytest.raises(UsageError, match="with credentials in it") as refused:
+        open_storage("s3://access:planted-secret@bucket/run")
+    assert "planted" not in str(refused.value)
+
+
+def test_a_missing_library_is_named_by_its_extra(monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    with pytest.raises(DependencyError, match=r'pip install "trainkit\[gcs\]"'):
+        open_storage("gs://bucket/run")
+    with pytest.raises(DependencyError, match="Please install gcsfs"):
+        open_storage("other://bucket/run")
+
+
+def test_a_store_that_cannot_refuse_to_write_over_an_object_is_refused():
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Careless(MemoryFileSystem):
+        protocol = "careless"
+
+        def pipe_file(self, path, value, **kwargs):
+            super().pipe_file(path, value)
+
+    fsspec.register_implementation("careless", Careless, clobber=True)
+    with pytest.raises(EnvironmentFaultError, match="careless:// cannot hold checkpoints"):
+        open_storage("careless://bucket/run")

@@ -2,6 +2,7 @@
 
 from trainkit.storage.base import Bytes, Storage
 from trainkit.storage.local import LocalStorage
+from trainkit.storage.objects import ObjectStorage
 from trainkit.storage.opening import open_storage
 
-__all__ = ["Bytes", "LocalStorage", "Storage", "open_storage"]
+__all__ = ["Bytes", "LocalStorage", "ObjectStorage", "Storage", "open_storage"]

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Protocol, TypeAlias
 
-__all__ = ["Bytes", "Storage"]
+from trainkit.errors import DataError
+
+__all__ = ["Bytes", "Storage", "parts_of"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -26,11 +28,12 @@ class Storage(Protocol):
     def create(self, path: str, data: Bytes) -> None:
         """Make the object ``path`` appear with ``data``, durably and all at once.
 
-        Of several callers exactly one succeeds. The folder must be there.
+        Of several callers with different data exactly one succeeds; one that comes again with
+        the same data may be told that it did. The folder must be there.
 
         Raises:
             FileExistsError: the object is there already.
-            InputMissingError: the folder is not there.
+            InputMissingError: the folder is not there, where folders are more than names.
         """
         ...
 
@@ -65,3 +68,15 @@ class Storage(Protocol):
     def delete(self, path: str) -> None:
         """Remove an object or a folder with all that is in it; nothing if it is not there."""
         ...
+
+
+def parts_of(path: str, root: str) -> list[str]:
+    """The names that ``path`` is made of; none for the root itself.
+
+    Raises:
+        DataError: it would leave ``root``.
+    """
+    parts = path.split("/") if path else []
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise DataError(f"{path!r} is no path below {root}")
+    return parts

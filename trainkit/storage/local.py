@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trainkit.errors import DataError, InputMissingError, NoPermissionError
-from trainkit.storage.base import Bytes
+from trainkit.errors import InputMissingError, NoPermissionError
+from trainkit.storage.base import Bytes, parts_of
 
 __all__ = ["LocalStorage"]
 
@@ -120,10 +120,7 @@ class LocalStorage:
             _write_new(final, [data])
 
     def _local(self, path: str) -> Path:
-        parts = path.split("/") if path else []
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise DataError(f"{path!r} is no path below {self.url}")
-        return self._root.joinpath(*parts)
+        return self._root.joinpath(*parts_of(path, self.url))
 
 
 def _write_new(path: Path, parts: Iterable[Bytes]) -> None:

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 from trainkit.errors import UsageError
 from trainkit.storage.base import Storage
 from trainkit.storage.local import LocalStorage
+from trainkit.storage.objects import ObjectStorage
 
 __all__ = ["open_storage"]
 
@@ -14,10 +15,14 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     """Open the storage that ``url`` names; nothing is read or made yet.
 
     Args:
-        url: a local path, taken from the current folder if relative, or ``file:///path``.
+        url: a local path, taken from the current folder if relative, ``file:///path``, or a
+            URL of an object store such as ``s3://bucket/folder``: any scheme of fsspec's whose
+            file system can refuse to write over an object.
 
     Raises:
-        UsageError: an empty URL, or a scheme that is not supported.
+        UsageError: an empty URL, one with credentials in it, or an unknown scheme.
+        DependencyError: the file system of this scheme is not installed.
+        EnvironmentFaultError: it cannot refuse to write over an object.
     """
     text = os.fspath(url)
     if not text.strip():
@@ -32,7 +37,4 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
             f"{text}: a file URL names no host, but this one names {parts.netloc!r}. "
             f"Write file:///path, with three slashes."
         )
-    raise UsageError(
-        f"{parts.scheme}:// is not supported yet. Use a path on a volume that all pods mount "
-        f"(/path or file:///path)."
-    )
+    return ObjectStorage(text)

@@ -32,8 +32,9 @@ _ENDING_TIME = 5.0
 
 _OWN_VARIABLES = {"PYTEST_CURRENT_TEST"}
 
-_LASTING_THREADS = {"fsspecIO"}
-"""Names of threads that a library starts once for the whole process."""
+_LASTING_THREADS = ("fsspecIO", "asyncio_*")
+"""Names of threads that a library starts once for the whole process: fsspec's event loop, and the
+helpers of such a loop."""
 
 _LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 """Parts of command lines of helpers that Python starts once for the whole process."""
@@ -114,7 +115,8 @@ class Surroundings:
         return [
             f"thread: {thread.name!r} still runs ({'daemon' if thread.daemon else 'not daemon'})"
             for thread in threading.enumerate()
-            if thread not in self.threads and thread.name not in _LASTING_THREADS
+            if thread not in self.threads
+            and not any(fnmatchcase(thread.name, lasting) for lasting in _LASTING_THREADS)
         ]
 
     def _left_processes(self) -> list[ProcessInfo]:

@@ -1,0 +1,132 @@
+"""The whole protocol on a real S3 server."""
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trainkit.checkpoint import CheckpointManager
+from trainkit.errors import EnvironmentFaultError
+from trainkit.storage import open_storage
+
+ROUNDS = 6
+
+CHILD = """
+import sys
+import numpy as np
+from trainkit.checkpoint import CheckpointManager
+
+state = {"weights": np.zeros(250_000), "table": {"step": 0}}
+manager = CheckpointManager(sys.argv[1], state, keep=2)
+step = manager.restore_latest() or 0
+while True:
+    step += 1
+    state["weights"][:] = step
+    state["table"]["step"] = step
+    manager.save(step)
+    print(step, flush=True)
+"""
+
+
+def weights(value=0.0):
+    return {"weights": np.full(1000, float(value)), "table": {"step": value}}
+
+
+def fill(state, value):
+    state["weights"][:] = value
+    state["table"]["step"] = value
+
+
+def objects(url):
+    """Bytes of all objects below ``url``, by key."""
+    storage = open_storage(url)
+    return {key: storage._fs.cat_file(key) for key in storage._fs.find(storage._root)}
+
+
+def test_saves_are_kept_and_restored(s3):
+    state = weights()
+    manager = CheckpointManager(s3, state, keep=2)
+    assert manager.restore_latest() is None
+    for step in range(1, 6):
+        fill(state, step)
+        manager.save(step)
+    assert manager.all_steps() == [4, 5]
+    other = weights()
+    assert CheckpointManager(s3, other).restore_latest() == 5
+    assert (other["weights"] == 5).all()
+    assert other["table"] == {"step": 5}
+    assert CheckpointManager(s3, other).restore(4) == 4
+    assert not any("step-0000000003" in key for key in objects(s3))
+
+
+def test_a_damaged_checkpoint_is_passed_over(s3, caplog):
+    state = weights()
+    manager = CheckpointManager(s3, state)
+    for step in (1, 2):
+        fill(state, step)
+        manager.save(step)
+    storage = open_storage(s3)
+    key = next(key for key in objects(s3) if "step-0000000002" in key and "tensors" in key)
+    data = bytearray(storage._fs.cat_file(key))
+    data[-1] ^= 1
+    storage._fs.pipe_file(key, bytes(data))
+    other = weights()
+    assert CheckpointManager(s3, other).restore_latest() == 1
+    assert (other["weights"] == 1).all()
+    assert "do not match their checksum" in caplog.text
+
+
+def test_a_run_that_was_overtaken_saves_no_more(s3):
+    first = CheckpointManager(s3, weights())
+    CheckpointManager(s3, weights()).save(1)
+    with pytest.raises(EnvironmentFaultError, match="another run saves to s3://"):
+        first.save(2)
+    assert first.all_steps() == [1]
+
+
+def test_no_credential_is_in_a_log_or_an_object(s3, s3_server, caplog):
+    caplog.set_level(logging.DEBUG, logger="trainkit")
+    state = weights()
+    manager = CheckpointManager(s3, state)
+    manager.save(1)
+    manager.restore_latest()
+    text = caplog.text.encode() + b"".join(objects(s3).values())
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert s3_server.variables[name].encode() not in text
+
+
+def test_the_newest_committed_step_survives_any_kill(s3):
+    rng = random.Random(11)
+    acknowledged = 0
+    for _ in range(ROUNDS):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, s3], stdout=subprocess.PIPE, text=True
+        )
+        with child:
+            try:
+                for _ in range(rng.randint(1, 3)):
+                    line = child.stdout.readline()
+                    assert line, "the child ended by itself"
+                    acknowledged = int(line)
+                # Somewhere within the next save, which takes some 100 ms.
+                try:
+                    child.wait(timeout=rng.uniform(0, 0.2))
+                except subprocess.TimeoutExpired:
+                    os.kill(child.pid, signal.SIGKILL)
+            finally:
+                child.kill()
+            for line in child.stdout:
+                if line.endswith("\n"):
+                    acknowledged = int(line)
+        assert child.returncode == -signal.SIGKILL
+        state = {"weights": np.zeros(250_000), "table": {"step": 0}}
+        step = CheckpointManager(s3, state).restore_latest()
+        assert step in (acknowledged, acknowledged + 1)
+        assert (state["weights"] == step).all()
+        assert state["table"]["step"] == step
+    assert open_storage(s3).names(".quarantine") == []

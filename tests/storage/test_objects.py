@@ -1,0 +1,162 @@
+"""Object stores: a real S3 server, and fsspec's file system in memory."""
+
+import threading
+import uuid
+
+import pytest
+
+from trainkit.errors import DataError, InputMissingError, NoPermissionError
+from trainkit.storage import open_storage
+
+
+@pytest.fixture(params=["s3", "memory"])
+def url(request, s3_server):  # the session's server, named so that it starts before the test
+    if request.param == "s3":
+        return request.getfixturevalue("s3") + "/deep/run"
+    return f"memory://{uuid.uuid4().hex}/run"
+
+
+@pytest.fixture
+def storage(url):
+    return open_storage(url)
+
+
+def test_create_is_exclusive(storage):
+    storage.create("a/b", b"first")
+    with pytest.raises(FileExistsError):
+        storage.create("a/b", b"second")
+    with pytest.raises(FileExistsError):
+        storage.create("a/b", b"FIRST")
+    assert storage.read("a/b") == b"first"
+
+
+def test_of_many_creators_one_wins(url):
+    start, won = threading.Barrier(8), []
+
+    def race(number):
+        storage = open_storage(url)
+        start.wait(60)
+        try:
+            storage.create("a", b"%d" % number)
+            won.append(number)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if url.startswith("s3"):  # fsspec's memory looks first and writes then
+        assert len(won) == 1
+    assert open_storage(url).read("a") in [b"%d" % number for number in won]
+
+
+def test_an_answer_that_was_lost_is_a_success(storage, monkeypatch):
+    """The library sends a request again whose answer it missed, and finds its own object."""
+    done = storage._fs.pipe_file
+
+    def lose(*args, **kwargs):
+        done(*args, **kwargs)
+        raise OSError(22, "At least one of the pre-conditions you specified did not hold")
+
+    monkeypatch.setattr(storage._fs, "pipe_file", lose)
+    storage.create("a", b"mine")
+    monkeypatch.undo()
+    assert storage.read("a") == b"mine"
+
+
+def test_a_write_that_failed_is_an_error_and_leaves_nothing(storage, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("503 SlowDown")
+
+    monkeypatch.setattr(storage._fs, "pipe_file", fail)
+    with pytest.raises(OSError, match=r"503 SlowDown.*/run/a") as failed:
+        storage.write("a", [b"1"])
+    assert failed.value.errno is not None  # so it counts as I/O, and is tried again
+    assert storage.size("a") is None
+
+
+def test_parts_become_one_object(storage):
+    storage.write("a/b", [b"12", memoryview(b"34"), bytearray(b"5")])
+    storage.write("empty", [])
+    assert storage.read("a/b") == b"12345"
+    assert storage.size("a/b") == 5
+    assert storage.size("empty") == 0
+    with pytest.raises(FileExistsError):
+        storage.write("a/b", [b"1"])
+
+
+def test_an_object_of_many_parts(s3):
+    """Larger than one request of S3's library."""
+    storage = open_storage(s3)
+    data = bytes(range(256)) * (110 * 4096)
+    storage.write("large", [data])
+    tail = bytearray(100)
+    assert storage.size("large") == len(data)
+    assert storage.read_into("large", memoryview(tail), len(data) - 100) == 100
+    assert tail == data[-100:]
+
+
+def test_reading_into_a_buffer(storage):
+    storage.create("a", b"0123456789")
+    buffer = bytearray(4)
+    assert storage.read_into("a", memoryview(buffer), 3) == 4
+    assert buffer == b"3456"
+    assert storage.read_into("a", memoryview(buffer), 8) == 2
+    assert buffer[:2] == b"89"
+    assert storage.read_into("a", memoryview(buffer), 10) == 0
+    with pytest.raises(InputMissingError):
+        storage.read_into("b", memoryview(buffer))
+
+
+def test_names_and_sizes_are_never_old(url):
+    one, other = open_storage(url), open_storage(url)
+    assert one.names() == []
+    assert one.size("step/a") is None
+    other.create("step/a", b"1")
+    other.create("step/b", b"22")
+    other.create("c", b"")
+    assert one.names() == ["c", "step"]
+    assert one.names("step") == ["a", "b"]
+    assert one.names("nothing") == []
+    assert one.size("step/b") == 2
+    assert one.size("step") is None
+
+
+def test_deleting(storage):
+    for path in ("step-1/a", "step-1/deep/b", "step-10/a", "c"):
+        storage.create(path, b"1")
+    storage.delete("step-1")
+    storage.delete("step-1")
+    storage.delete("c")
+    assert all(storage.size(path) is None for path in ("step-1/a", "step-1/deep/b", "c"))
+    assert storage.size("step-10/a") == 1
+
+
+def test_what_is_missing_is_named(storage):
+    with pytest.raises(InputMissingError, match=r"no such object or bucket.*/run/a"):
+        storage.read("a")
+
+
+@pytest.mark.parametrize("path", ["../a", "/a", "a//b", "a/./b", "a\0b"])
+def test_nothing_outside_the_root(storage, path):
+    with pytest.raises(DataError, match="no path below"):
+        storage.read(path)
+
+
+def test_wrong_and_no_credentials(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-planted-secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(NoPermissionError) as refused:
+        open_storage(f"{s3}/run").create("a", b"1")
+    assert "planted" not in str(refused.value)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(NoPermissionError, match="give credentials"):
+        open_storage(f"{s3}/run").create("a", b"1")
+    s3fs.S3FileSystem.clear_instance_cache()

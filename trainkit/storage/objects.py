@@ -1,0 +1,207 @@
+"""Storage in an object store, or in any other file system that fsspec knows."""
+
+import contextlib
+import errno
+import inspect
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from trainkit.errors import (
+    DependencyError,
+    EnvironmentFaultError,
+    InputMissingError,
+    NoPermissionError,
+    TrainkitError,
+    UsageError,
+)
+from trainkit.storage.base import Bytes, parts_of
+
+__all__ = ["ObjectStorage"]
+
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+}
+"""Scheme → the extra of trainkit that brings its file system."""
+
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+"""Errors of the stores' own libraries that mean: nobody said who we are."""
+
+_BUGS = (TypeError, AttributeError, NameError, AssertionError)
+
+
+class ObjectStorage:
+    """Objects below one prefix of a store.
+
+    Every object is sent as a whole, by a conditional request (``If-None-Match: *`` on S3), so
+    that none is ever seen in part or written over. One object at a time is held in memory.
+    Credentials and endpoints are found as the store's own tools find them, such as ``AWS_*``.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Use the prefix ``url``; nothing is asked of the store yet.
+
+        Raises:
+            UsageError: the URL has no bucket, an unknown scheme, or credentials in it.
+            DependencyError: the file system of this scheme is not installed.
+            EnvironmentFaultError: it has no conditional writes.
+        """
+        _check_url(url)
+        self.url = url.rstrip("/")
+        self._fs, self._root = _open(self.url)
+
+    def create(self, path: str, data: Bytes) -> None:
+        """See ``Storage.create``."""
+        key = self._key(path)
+        with self._telling(key):
+            try:
+                self._fs.pipe_file(key, bytes(data), mode="create")
+            except (FileNotFoundError, PermissionError):
+                raise
+            except Exception as error:
+                # Each store has an error of its own for an object that exists. And a request may
+                # be done and its answer lost: sent again by the library, it finds itself.
+                if not self._fs.exists(key):
+                    raise
+                if self._fs.size(key) != len(data) or self._fs.cat_file(key) != data:
+                    raise FileExistsError(
+                        errno.EEXIST, "object exists", self._named(key)
+                    ) from error
+
+    def write(self, path: str, parts: Iterable[Bytes]) -> None:
+        """See ``Storage.write``."""
+        self.create(path, b"".join(parts))
+
+    def read(self, path: str) -> bytes:
+        """See ``Storage.read``."""
+        key = self._key(path)
+        with self._telling(key):
+            return bytes(self._fs.cat_file(key))
+
+    def read_into(self, path: str, buffer: memoryview, offset: int = 0) -> int:
+        """See ``Storage.read_into``."""
+        key = self._key(path)
+        with self._telling(key):
+            try:
+                data = self._fs.cat_file(key, start=offset, end=offset + len(buffer))
+            except FileNotFoundError:
+                raise
+            except Exception:
+                # Stores refuse a range with no byte in it; the error is a different one in each.
+                if self._fs.info(key)["size"] > offset:
+                    raise
+                return 0
+            buffer[: len(data)] = data
+        return len(data)
+
+    def names(self, folder: str = "") -> list[str]:
+        """See ``Storage.names``."""
+        key = self._key(folder)
+        with self._telling(key):
+            try:
+                found = self._fs.ls(key, detail=False)
+            except FileNotFoundError:
+                return []
+        names = {entry.rstrip("/").rpartition("/")[2] for entry in found if entry != key}
+        return sorted(name for name in names if name)
+
+    def size(self, path: str) -> int | None:
+        """See ``Storage.size``."""
+        key = self._key(path)
+        with self._telling(key):
+            try:
+                info = self._fs.info(key)
+            except FileNotFoundError:
+                return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def make_folder(self, path: str = "") -> None:
+        """See ``Storage.make_folder``: folders of an object store are only names."""
+        self._key(path)
+
+    def delete(self, path: str) -> None:
+        """See ``Storage.delete``."""
+        key = self._key(path)
+        with self._telling(key), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(key, recursive=True)
+
+    def _key(self, path: str) -> str:
+        return "/".join((self._root, *parts_of(path, self.url)))
+
+    def _named(self, key: str) -> str:
+        return f"{urlsplit(self.url).scheme}://{key}"
+
+    @contextlib.contextmanager
+    def _telling(self, key: str) -> Iterator[None]:
+        """Name the object in errors, and raise refusals and absences as trainkit's own."""
+        where = self._named(key)
+        try:
+            yield
+        except (TrainkitError, FileExistsError, *_BUGS):
+            raise
+        except FileNotFoundError as error:
+            raise InputMissingError(errno.ENOENT, "no such object or bucket", where) from error
+        except PermissionError as error:
+            raise NoPermissionError(errno.EACCES, _text(error), where) from error
+        except Exception as error:
+            # The stores' libraries have trees of errors of their own.
+            if type(error).__name__ in _NO_CREDENTIALS:
+                raise NoPermissionError(
+                    errno.EACCES,
+                    f"{_text(error)}: give credentials as the store's own tools find them",
+                    where,
+                ) from error
+            number = getattr(error, "errno", None) or errno.EIO
+            raise OSError(number, _text(error), where) from error
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if "@" in parts.netloc and parts.scheme not in ("abfs", "abfss"):
+        raise UsageError(
+            f"a {parts.scheme}:// URL with credentials in it: they would be in every log. Give "
+            f"them in the environment, as the store's own tools find them."
+        )
+    if not (parts.netloc or parts.scheme == "memory"):
+        raise UsageError(f"{url}: no bucket; expected {parts.scheme}://bucket/folder")
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    scheme = urlsplit(url).scheme
+    try:
+        # Listings have to be true: another rank writes what this one is waiting for.
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        what = f'"trainkit[{extra}]"' if extra else f"what fsspec needs for it ({error})"
+        raise DependencyError(
+            f"{scheme}:// needs a library that is not here: pip install {what}"
+        ) from None
+    except ValueError:
+        raise UsageError(
+            f"{scheme}:// is no scheme that fsspec knows. Expected s3://, gs://, az://, file:// "
+            f"or a path."
+        ) from None
+    pipe_file = getattr(fs, "_pipe_file", fs.pipe_file)
+    if "mode" not in inspect.signature(pipe_file).parameters:
+        raise EnvironmentFaultError(
+            f"{scheme}:// cannot hold checkpoints: {type(fs).__module__} knows no write that fails "
+            f"where an object exists, so two runs could not be told apart. A newer version may."
+        )
+    return fs, root.rstrip("/")
+
+
+def _text(error: BaseException) -> str:
+    number = getattr(error, "errno", None)
+    text = getattr(error, "strerror", None) or str(error) or (os.strerror(number) if number else "")
+    return text or type(error).__name__
