@@ -107,14 +107,15 @@ def test_preload_that_fails_is_shown(tmp_path, monkeypatch):
 def test_twenty_runs_leave_nothing():
     nursery = nursery_for(())
     run_ranks(waste_descriptors_ranks, 2, preload=())
-    before, ours = nursery.ask(op="status"), len(os.listdir("/proc/self/fd"))
+    before, ours = nursery.ask(op="status"), set(os.listdir("/proc/self/fd"))
     for _ in range(20):
         run_ranks(waste_descriptors_ranks, 2, preload=())
     after = nursery.ask(op="status")
     assert after["forks"] == before["forks"] + 40
     assert after["descriptors"] == before["descriptors"]
     assert after["runs"] == 0
-    assert len(os.listdir("/proc/self/fd")) == ours
+    # Fewer is no leak: what another test has left to the garbage collector may go meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= ours
     assert descendants(nursery.pid) == {}
     assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
 

@@ -6,6 +6,7 @@ range, and while one is reserved an abstract Unix socket of its name is held: li
 themselves it belongs to the network namespace, and it vanishes with its owner.
 """
 
+import atexit
 import random
 import socket
 from collections import deque
@@ -54,6 +55,12 @@ def free_port() -> int:
     reservation = PortReservation()
     _newest.append(reservation)
     return reservation.port
+
+
+@atexit.register
+def _release_all() -> None:
+    while _newest:
+        _newest.pop().release()
 
 
 def _reserve() -> tuple[int, socket.socket]:
