@@ -10,6 +10,7 @@ step-0000000100.g03-0007/          step 100, generation 3, its 8th attempt to sa
     ranks/rank00000.state.json     random generators and PerRank entries of this rank
 .generations/0000000003            claimed by one process that opened the root
 .quarantine/step-…                 why this checkpoint is passed over
+.pins/step-…                       this checkpoint stays, whatever the policy
 """
 
 import re
@@ -20,6 +21,7 @@ from trainkit.errors import UsageError
 __all__ = [
     "GENERATIONS",
     "MANIFEST",
+    "PINS",
     "QUARANTINE",
     "RESERVED",
     "StepFolder",
@@ -32,6 +34,7 @@ __all__ = [
 MANIFEST = "MANIFEST.json"
 GENERATIONS = ".generations"
 QUARANTINE = ".quarantine"
+PINS = ".pins"
 RESERVED = ("optim", "state", "ranks")
 """Folders that a module's entry cannot have for its own."""
 
