@@ -1,6 +1,6 @@
 """What trainkit asks of a place that keeps files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 from trainkit.errors import DataError
@@ -25,6 +25,9 @@ class Storage(Protocol):
     url: str
     """The root, in full: for messages."""
 
+    reopenable: bool
+    """Whether another process that opens ``url`` sees the same objects."""
+
     def create(self, path: str, data: Bytes) -> None:
         """Make the object ``path`` appear with ``data``, durably and all at once.
 
@@ -42,6 +45,18 @@ class Storage(Protocol):
 
         Raises:
             FileExistsError: the object is there already.
+        """
+        ...
+
+    def write_all(self, files: Mapping[str, Bytes]) -> None:
+        """Write new objects, several at a time; all are durable on return.
+
+        After an error none of them is there, as far as that can be said after an error; what
+        lies in their folders beside them is not touched. Bytes that begin on a page boundary
+        go to a disk fastest.
+
+        Raises:
+            FileExistsError: one of the objects is there already.
         """
         ...
 

@@ -5,11 +5,12 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from trainkit.errors import InputMissingError, NoPermissionError
 from trainkit.storage.base import Bytes, parts_of
+from trainkit.storage.disk import flush_folder, flush_folders, write_files, write_new
 
 __all__ = ["LocalStorage"]
 
@@ -17,11 +18,12 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 """What file systems without hard links answer: FAT, SMB, several FUSE mounts."""
 
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BUFFER = 1 << 20
 
 
 class LocalStorage:
     """Files under one folder, flushed to disk together with the folders that name them."""
+
+    reopenable = True
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Use the folder ``root``; a relative one is pinned to the current folder now."""
@@ -35,20 +37,30 @@ class LocalStorage:
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
         with _telling(final):
             try:
-                _write_new(temporary, [data])
+                write_new(temporary, [data])
                 self._publish(temporary, final, data)
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
-            _flush_folder(final.parent)
+            flush_folder(final.parent)
 
     def write(self, path: str, parts: Iterable[Bytes]) -> None:
         """See ``Storage.write``."""
         final = self._local(path)
         with _telling(final):
             self.make_folder(os.path.dirname(path))
-            _write_new(final, parts)
-            _flush_folder(final.parent)
+            write_new(final, parts)
+            flush_folder(final.parent)
+
+    def write_all(self, files: Mapping[str, Bytes]) -> None:
+        """See ``Storage.write_all``."""
+        final = {self._local(path): data for path, data in files.items()}
+        folders = sorted({path.parent for path in final})
+        with _telling(self._root):
+            for folder in folders:
+                self._make(folder)
+            write_files(final)
+            flush_folders(folders)
 
     def read(self, path: str) -> bytes:
         """See ``Storage.read``."""
@@ -86,15 +98,9 @@ class LocalStorage:
 
     def make_folder(self, path: str = "") -> None:
         """See ``Storage.make_folder``."""
-        missing: list[Path] = []
         folder = self._local(path)
         with _telling(folder):
-            while not folder.is_dir():
-                missing.append(folder)
-                folder = folder.parent
-            for new in reversed(missing):
-                new.mkdir(exist_ok=True)  # another rank may have been faster
-                _flush_folder(new.parent)
+            self._make(folder)
 
     def delete(self, path: str) -> None:
         """See ``Storage.delete``."""
@@ -104,7 +110,16 @@ class LocalStorage:
                 shutil.rmtree(local)
             else:
                 local.unlink()
-            _flush_folder(local.parent)
+            flush_folder(local.parent)
+
+    def _make(self, folder: Path) -> None:
+        missing: list[Path] = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)  # another rank may have been faster
+            flush_folder(new.parent)
 
     def _publish(self, temporary: Path, final: Path, data: Bytes) -> None:
         try:
@@ -117,37 +132,10 @@ class LocalStorage:
                 raise
             # Torn by a crash, this file is there but incomplete: its reader has to tell,
             # which is why a manifest carries a hash of itself.
-            _write_new(final, [data])
+            write_new(final, [data])
 
     def _local(self, path: str) -> Path:
         return self._root.joinpath(*parts_of(path, self.url))
-
-
-def _write_new(path: Path, parts: Iterable[Bytes]) -> None:
-    """Write a file that must not exist, and flush it; on an error it is taken away again."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=_BUFFER) as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a file's own fsync does not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # FUSE and SMB mounts have none
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ import contextlib
 import errno
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,10 @@ _EXTRAS = {
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
 """Errors of the stores' own libraries that mean: nobody said who we are."""
 
+_SMALL = 8 << 20
+_AT_ONCE = 8
+"""Objects of at most ``_SMALL`` bytes that are sent at the same time."""
+
 _BUGS = (TypeError, AttributeError, NameError, AssertionError)
 
 
@@ -57,6 +62,8 @@ class ObjectStorage:
         _check_url(url)
         self.url = url.rstrip("/")
         self._fs, self._root = _open(self.url)
+        # Of a scheme that this process registered by itself another process knows nothing.
+        self.reopenable = urlsplit(url).scheme in _EXTRAS
 
     def create(self, path: str, data: Bytes) -> None:
         """See ``Storage.create``."""
@@ -79,6 +86,28 @@ class ObjectStorage:
     def write(self, path: str, parts: Iterable[Bytes]) -> None:
         """See ``Storage.write``."""
         self.create(path, b"".join(parts))
+
+    def write_all(self, files: Mapping[str, Bytes]) -> None:
+        """See ``Storage.write_all``."""
+        # Large ones take all of the connection as it is, and each is held in memory once more.
+        small = [path for path, data in files.items() if len(data) <= _SMALL]
+        sent: list[str] = []
+
+        def send(path: str) -> None:
+            self.create(path, files[path])
+            sent.append(path)
+
+        try:
+            with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trainkit-put") as pool:
+                list(pool.map(send, small))
+            for path in files:
+                if len(files[path]) > _SMALL:
+                    send(path)
+        except BaseException:
+            for path in sent:
+                with contextlib.suppress(OSError, TrainkitError):
+                    self.delete(path)
+            raise
 
     def read(self, path: str) -> bytes:
         """See ``Storage.read``."""

@@ -1,6 +1,7 @@
 """Checksums of files in chunks, made while the bytes pass by."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ import xxhash
 
 from trainkit.storage import Bytes
 
-__all__ = ["CHUNK_BYTES", "ChunkHasher", "FileRecord", "digest"]
+__all__ = ["CHUNK_BYTES", "ChunkHasher", "FileRecord", "digest", "record_of"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """One checksum covers this many bytes; the last chunk of a file may be shorter."""
@@ -43,6 +44,16 @@ class FileRecord:
 def digest(data: Bytes) -> str:
     """The xxh3-128 of ``data`` in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def record_of(data: Bytes) -> FileRecord:
+    """Size and checksums of a whole file in memory; chunks are hashed side by side."""
+    view = memoryview(data)
+    chunks = [view[begin : begin + CHUNK_BYTES] for begin in range(0, len(view), CHUNK_BYTES)]
+    if len(chunks) <= 2:
+        return FileRecord(len(view), tuple(map(digest, chunks)))
+    with ThreadPoolExecutor(2, thread_name_prefix="trainkit-hash") as pool:
+        return FileRecord(len(view), tuple(pool.map(digest, chunks)))
 
 
 @dataclass(slots=True)
