@@ -17,8 +17,11 @@ def _compiler_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick():
-    """Options that wait for seconds where a job would wait for minutes."""
-    return CheckpointOptions(timeout=30.0, attempts=1, pause=0.01, visible_within=0.2)
+    """Options that wait for seconds where a job would wait for minutes, and that save in this
+    process, where a test can put its own storage in place."""
+    return CheckpointOptions(
+        background=False, timeout=30.0, attempts=1, pause=0.01, visible_within=0.2
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from trainkit.checkpoint.agreement import Failure, on_all_ranks
+from trainkit.checkpoint.agreement import on_all_ranks
+from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.manifest import TornManifestError
 from trainkit.errors import (
     CheckpointDamagedError,
@@ -96,6 +97,6 @@ def test_every_error_of_trainkit_can_be_told_to_others():
     for name in errors.__all__:
         cls = getattr(errors, name)
         if isinstance(cls, type) and issubclass(cls, errors.TrainkitError):
-            told = Failure.of(3, cls("text")).as_error()
+            told = Failure.of(3, cls("text")).as_error(0)
             assert type(told) is cls
             assert "text" in str(told)

@@ -24,7 +24,7 @@ while True:
     step += 1
     state["weights"][:] = step
     state["table"]["step"] = step
-    manager.save(step)
+    manager.save(step, blocking=True)
     print(step, flush=True)
 """
 

@@ -26,6 +26,7 @@ def test_the_first_run_finds_nothing_and_the_second_goes_on(tmp_path, box):
     assert manager.restore_latest() is None
     assert manager.latest_step() is None
     assert [step for step in range(1, 8) if manager.step(step)] == [3, 6]
+    manager.wait()
     assert manager.last_saved_step == 6
     again = CheckpointManager(tmp_path, {"box": (back := box())}, save=EverySteps(3))
     assert again.last_saved_step is None
@@ -33,6 +34,7 @@ def test_the_first_run_finds_nothing_and_the_second_goes_on(tmp_path, box):
     assert back.value == 1
     assert again.last_saved_step == again.latest_step() == 6
     assert [step for step in range(7, 10) if again.step(step)] == [9]
+    again.wait()
     assert again.all_steps() == [3, 6, 9]
 
 
@@ -40,7 +42,7 @@ def test_restore_of_one_step(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": (it := box())})
     for step in (1, 2, 3):
         it.value = step
-        manager.save(step)
+        manager.save(step, blocking=True)
     assert manager.restore(2) == 2
     assert it.value == 2
     with pytest.raises(InputMissingError, match="no checkpoint of step 9; it has 1, 2, 3"):
@@ -54,7 +56,7 @@ def test_without_a_folder_nothing_is_saved_and_one_warning_says_so(box, caplog, 
         )
         assert manager.restore_latest() is None
         assert not manager.step(1)
-        manager.save(1)
+        manager.save(1, blocking=True)
         assert manager.last_saved_step is manager.latest_step() is manager.url is None
         assert manager.all_steps() == []
         with pytest.raises(InputMissingError):
@@ -80,7 +82,7 @@ def test_a_relative_folder_stays_where_it_was(tmp_path, box, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manager = CheckpointManager("run", {"box": box(1)})
     monkeypatch.chdir("/")
-    manager.save(1)
+    manager.save(1, blocking=True)
     assert CheckpointManager(tmp_path / "run", {"box": box()}).restore_latest() == 1
 
 
@@ -90,7 +92,7 @@ def test_a_closed_manager_saves_no_more(tmp_path, box):
     manager.close()
     manager.close()
     with pytest.raises(UsageError, match="after close"):
-        manager.save(1)
+        manager.save(1, blocking=True)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_a_stop_saves_and_raises(tmp_path, box):
 
 def test_a_stop_saves_no_step_twice(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(1)}, monitor=StopsAt(3))
-    manager.save(3)
+    manager.save(3, blocking=True)
     with pytest.raises(Preempted):
         manager.step(3)
     assert len(list(tmp_path.glob("step-*"))) == 1
@@ -191,7 +193,7 @@ def test_ranks_save_what_is_shared_once_and_their_own_each(tmp_path, box, on_ran
         manager = CheckpointManager(
             tmp_path, state(communicator, "saved"), communicator=communicator, options=quick
         )
-        manager.save(5)
+        manager.save(5, blocking=True)
         return manager.last_saved_step
 
     def restore(communicator):
@@ -242,11 +244,11 @@ def test_ranks_that_save_different_steps(tmp_path, box, on_ranks, quick):
         manager = CheckpointManager(
             tmp_path, {"box": box(1)}, communicator=communicator, options=quick
         )
-        manager.save(7 + communicator.rank)
+        manager.save(7 + communicator.rank, blocking=True)
 
     for error in on_ranks(2, rank):
         assert isinstance(error, UsageError)
-        assert "different steps: 7, 8" in str(error)
+        assert "different steps: rank 0 saves 7, and rank(s) 1 8" in str(error)
     assert CheckpointManager(tmp_path, {"box": box()}).restore_latest() is None
 
 
@@ -261,7 +263,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path, box, on_ranks, quick):
             options=replace(quick, timeout=1.0),
         )
         if communicator.rank != 2:
-            manager.save(1)
+            manager.save(1, blocking=True)
 
     results = on_ranks(3, rank)
     assert results[2] is None
@@ -291,13 +293,13 @@ def test_what_cannot_be_saved_raises_on_all_and_leaves_nothing(tmp_path, on_rank
     def rank(communicator):
         state = {"table": (table := {"fine": 1}), "own": PerRank({})}
         manager = CheckpointManager(tmp_path, state, communicator=communicator, options=quick)
-        manager.save(1)
+        manager.save(1, blocking=True)
         table["bad"] = object()
         try:
-            manager.save(2)
+            manager.save(2, blocking=True)
         except UsageError as error:
             del table["bad"]
-            manager.save(3)
+            manager.save(3, blocking=True)
             return str(error)
 
     for text in on_ranks(2, rank):

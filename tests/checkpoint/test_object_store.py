@@ -28,7 +28,7 @@ while True:
     step += 1
     state["weights"][:] = step
     state["table"]["step"] = step
-    manager.save(step)
+    manager.save(step, blocking=True)
     print(step, flush=True)
 """
 
@@ -54,7 +54,7 @@ def test_saves_are_kept_and_restored(s3):
     assert manager.restore_latest() is None
     for step in range(1, 6):
         fill(state, step)
-        manager.save(step)
+        manager.save(step, blocking=True)
     assert manager.all_steps() == [4, 5]
     other = weights()
     assert CheckpointManager(s3, other).restore_latest() == 5
@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_passed_over(s3, caplog):
     manager = CheckpointManager(s3, state)
     for step in (1, 2):
         fill(state, step)
-        manager.save(step)
+        manager.save(step, blocking=True)
     storage = open_storage(s3)
     key = next(key for key in objects(s3) if "step-0000000002" in key and "tensors" in key)
     data = bytearray(storage._fs.cat_file(key))
@@ -85,7 +85,7 @@ def test_a_run_that_was_overtaken_saves_no_more(s3):
     first = CheckpointManager(s3, weights())
     CheckpointManager(s3, weights()).save(1)
     with pytest.raises(EnvironmentFaultError, match="another run saves to s3://"):
-        first.save(2)
+        first.save(2, blocking=True)
     assert first.all_steps() == [1]
 
 
@@ -93,7 +93,7 @@ def test_no_credential_is_in_a_log_or_an_object(s3, s3_server, caplog):
     caplog.set_level(logging.DEBUG, logger="trainkit")
     state = weights()
     manager = CheckpointManager(s3, state)
-    manager.save(1)
+    manager.save(1, blocking=True)
     manager.restore_latest()
     text = caplog.text.encode() + b"".join(objects(s3).values())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

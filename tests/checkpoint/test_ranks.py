@@ -70,7 +70,7 @@ def ddp_ranks(folder):
     manager = CheckpointManager(folder, state, communicator=communicator)
     restored = manager.restore_latest()
     train(state, 3)
-    manager.save(restored + 3)
+    manager.save(restored + 3, blocking=True)
     dist.destroy_process_group()
     leave(communicator, num_left=2)
     return restored, bits(model)
@@ -118,10 +118,10 @@ def dying_ranks(folder):
         communicator=communicator,
         options=CheckpointOptions(timeout=2.0),
     )
-    manager.save(1)
+    manager.save(1, blocking=True)
     deadly.armed = communicator.rank == 1
     try:
-        manager.save(2)
+        manager.save(2, blocking=True)
     except DeadlineError as error:
         leave(communicator, num_left=2)
         return str(error)

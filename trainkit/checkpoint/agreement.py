@@ -1,48 +1,16 @@
 """What fails on one rank fails on all: nobody goes on alone, and nobody waits for the dead."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from trainkit import errors
+from trainkit.checkpoint.failure import Failure
 from trainkit.coordination import Communicator
 from trainkit.errors import Preempted, TrainkitError
 
-__all__ = ["Failure", "Outcome", "on_all_ranks"]
+__all__ = ["Outcome", "on_all_ranks"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error of one rank, as the other ranks hear of it."""
-
-    rank: int
-    kind: str
-    text: str
-    errno: int | None
-
-    @classmethod
-    def of(cls, rank: int, error: BaseException) -> "Failure":
-        """Describe ``error``."""
-        known = (base.__name__ for base in type(error).__mro__)
-        kind = next((name for name in known if name in errors.__all__), "")
-        return cls(rank, kind, f"{type(error).__name__}: {error}", getattr(error, "errno", None))
-
-    @property
-    def is_io(self) -> bool:
-        """Whether it is an I/O error that may not come again, as on a full or busy disk."""
-        return not self.kind and self.errno is not None
-
-    def as_error(self) -> BaseException:
-        """The error that another rank raises."""
-        text = f"rank {self.rank} failed: {self.text}"
-        if self.kind:
-            return getattr(errors, self.kind)(text)  # type: ignore[no-any-return]
-        if self.errno is not None:
-            return OSError(self.errno, f"{os.strerror(self.errno)} ({text})")
-        return RuntimeError(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +30,7 @@ class Outcome(Generic[T]):
         if self.error is not None:
             raise self.error
         if self.failures:
-            raise self.failures[0].as_error()
+            raise self.failures[0].as_error(-1)
         return self.results  # type: ignore[return-value]
 
     @property

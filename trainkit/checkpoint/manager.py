@@ -5,6 +5,7 @@ import operator
 import os
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainkit.checkpoint.restoring import Restorer
 from trainkit.checkpoint.saving import Saver, claim_together
 from trainkit.checkpoint.schedule import Schedule
 from trainkit.coordination import Communicator
-from trainkit.errors import ExitCode, InputMissingError, Preempted, UsageError
+from trainkit.errors import ExitCode, InputMissingError, Preempted, TrainkitError, UsageError
 from trainkit.storage import Storage, open_storage
 
 __all__ = ["CheckpointManager"]
@@ -82,8 +83,7 @@ class CheckpointManager:
         )
         self._closed = False
         self._next_look = 0
-        self.last_saved_step: int | None = None
-        """The step that the storage holds of this run: last saved, or else restored."""
+        self._restored_step: int | None = None
         self._seen_step: int | None = None
         self._storage = None if url is None else open_storage(url)
         self._saver: Saver | None = None
@@ -92,6 +92,8 @@ class CheckpointManager:
             self._saver = Saver(
                 self._storage, state, self._communicator, self._options, generation, keep
             )
+            # At exit too: what was being saved when a script ends is still committed.
+            weakref.finalize(self, self._saver.finish, self._options.timeout)
             return
         self._next_look = _NEVER
         if self._communicator.rank == 0:
@@ -102,6 +104,12 @@ class CheckpointManager:
         """Where checkpoints lie, in full; None where nothing is saved."""
         return None if self._storage is None else self._storage.url
 
+    @property
+    def last_saved_step(self) -> int | None:
+        """The step that the storage is known to hold of this run: saved last, or restored."""
+        committed = None if self._saver is None else self._saver.committed
+        return self._restored_step if committed is None else committed.step
+
     def step(self, step: int, metrics: Mapping[str, float] | None = None) -> bool:
         """Say that ``step`` is done, and save if it is time.
 
@@ -110,11 +118,12 @@ class CheckpointManager:
             metrics: numbers to keep with the checkpoint, if one is saved.
 
         Returns:
-            Whether a checkpoint was saved.
+            Whether a save has begun.
 
         Raises:
             Preempted: the job is to stop; the state after ``step`` is saved.
-            OSError: a save failed; the checkpoints before it are untouched.
+            OSError: a save failed; the checkpoints before it are untouched. In a job of one
+                rank at the first step after that is known, with several at the next save.
         """
         # Every operation counts here: a step of torch leaves little of Python in the caches.
         self._seen_step = step
@@ -126,12 +135,22 @@ class CheckpointManager:
             return False
         return self._look(step, metrics)
 
-    def save(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Save the state now; on return it is committed, as all ranks see it.
+    def save(
+        self,
+        step: int,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        blocking: bool = False,
+    ) -> None:
+        """Save the state as it is now; training may go on while it is written.
+
+        A save that is still under way is waited for first, and what it failed with is raised
+        in place of this one.
 
         Args:
             step: optimizer steps done so far, the same on all ranks.
             metrics: numbers to keep with the checkpoint; rank 0's count.
+            blocking: whether to return only once it is committed, as ``wait`` does.
 
         Raises:
             UsageError: something in the state cannot be saved; the message names its place.
@@ -146,19 +165,26 @@ class CheckpointManager:
         began = time.monotonic()
         step = _checked_step(step)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        self._saver.save(step, numbers)
-        self.last_saved_step = step
-        seconds = time.monotonic() - began
-        self._schedule.stand_still(seconds)
-        if self._communicator.rank == 0:
-            log.info("saved step %d to %s in %.2f s", step, self.url, seconds)
+        together = self._communicator.world_size > 1
+        try:
+            self._saver.begin(step, numbers)
+        except (Exception, TrainkitError):
+            # What only this rank's state has, the others hear of where all of them settle.
+            if not together or blocking or not self._saver.background:
+                self._saver.settle()
+            raise
+        finally:
+            self._next_look = 0
+        if blocking or not self._saver.background:
+            self.wait()
+        self._schedule.stand_still(time.monotonic() - began)
 
     def save_unsaved(self) -> None:
         """Save the last step that ``step`` was told of, unless that is saved already.
 
         For the end of a run, where the policy is silent. Raises what ``save`` raises.
         """
-        if self._seen_step is not None and self._seen_step != self.last_saved_step:
+        if self._seen_step is not None and not self._is_saved(self._seen_step):
             self.save(self._seen_step)
 
     def restore_latest(self) -> int | None:
@@ -176,6 +202,7 @@ class CheckpointManager:
         """
         if self._storage is None:
             return None
+        self.wait()
         folder = self._restorer(self._storage).newest()
         return None if folder is None else self._restored(folder)
 
@@ -189,6 +216,7 @@ class CheckpointManager:
         """
         if self._storage is None:
             raise InputMissingError(f"step {step} cannot be restored: no checkpoint folder given")
+        self.wait()
         return self._restored(self._restorer(self._storage).step(step))
 
     def latest_step(self) -> int | None:
@@ -204,20 +232,52 @@ class CheckpointManager:
         return sorted(folder.step for folder, _ in catalog.valid(self._storage))
 
     def wait(self) -> None:
-        """Wait until all that was saved is committed; ``save`` does so itself by now."""
+        """Wait until what was saved is committed; every rank calls it.
+
+        Raises:
+            BaseException: what the save failed with, on every rank.
+        """
+        if self._saver is not None:
+            self._saver.settle()
+            self._saver.tidy()
 
     def close(self) -> None:
-        """End saving; any number of times."""
-        self.wait()
+        """Wait, and end saving; any number of times. Raises what ``wait`` raises."""
         self._closed = True
+        if self._saver is not None:
+            try:
+                self.wait()
+            finally:
+                self._saver.finish(0.0)
 
     def _look(self, step: int, metrics: Mapping[str, float] | None) -> bool:
+        """Look after the save under way, and ask the policy if it is time for that."""
+        idle = self._saver is None or self._saver.look()
+        if step < self._schedule.next_look:
+            if idle:
+                self._next_look = self._schedule.next_look
+            return False
         due = self._schedule.due(step)
-        self._next_look = self._schedule.next_look
-        if due and step != self.last_saved_step:
-            self.save(step, metrics)
-            return True
-        return False
+        self._next_look = self._schedule.next_look if idle else 0
+        if not due or self._is_saved(step) or self._is_to_be_skipped(idle):
+            return False
+        self.save(step, metrics)
+        return True
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether ``step`` is saved, or on its way."""
+        under_way = None if self._saver is None else self._saver.in_flight
+        return step == (self.last_saved_step if under_way is None else under_way)
+
+    def _is_to_be_skipped(self, idle: bool) -> bool:
+        """Whether all ranks leave a save out, since rank 0's is still under way."""
+        if self._options.when_busy == "wait":
+            return False
+        timeout = self._options.timeout
+        skipped = bool(self._communicator.broadcast_object(not idle, timeout=timeout))
+        if skipped and self._communicator.rank == 0:
+            log.warning("a save is left out: the one before is still being written")
+        return skipped
 
     def _stop(self, step: int, metrics: Mapping[str, float] | None) -> None:
         exit_code = getattr(self._monitor, "exit_code", ExitCode.PREEMPTED)
@@ -227,8 +287,9 @@ class CheckpointManager:
                 f"folder was given",
                 exit_code=exit_code,
             )
-        if step != self.last_saved_step:
+        if not self._is_saved(step):
             self.save(step, metrics)
+        self.wait()
         raise Preempted(
             f"stopped after step {step} as asked; it is saved in {self._storage.url}",
             exit_code=exit_code,
@@ -238,7 +299,9 @@ class CheckpointManager:
         return Restorer(storage, self._state, self._communicator, self._options.timeout)
 
     def _restored(self, folder: StepFolder) -> int:
-        self.last_saved_step = folder.step
+        self._restored_step = folder.step
+        if self._saver is not None:
+            self._saver.committed = None
         self._schedule.restart()
         self._next_look = 0
         if self._communicator.rank == 0:

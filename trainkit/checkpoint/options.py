@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from trainkit.errors import UsageError
+
 __all__ = ["CheckpointOptions"]
 
 
@@ -9,11 +11,22 @@ __all__ = ["CheckpointOptions"]
 class CheckpointOptions:
     """Numbers that seldom need a change."""
 
+    background: bool = True
+    """Whether saves are written beside training, by a process that is kept for it. Where the
+    storage lives in this process alone, as ``memory://`` does, they are not."""
+    when_busy: str = "wait"
+    """What ``step`` does where a save is due and the one before is still being written:
+    ``wait`` for it, or ``skip`` the new one."""
     timeout: float = 1800.0
-    """Seconds to wait for the slowest rank in a save or a restore."""
+    """Seconds that a save may take until it is committed, and a restore until it has been read,
+    the slowest rank's included."""
     attempts: int = 3
     """How often a save is tried while the storage answers with I/O errors."""
     pause: float = 2.0
     """Seconds before the second attempt; doubled before each further one."""
     visible_within: float = 15.0
     """Seconds that a network file system may take to show one rank what another wrote."""
+
+    def __post_init__(self) -> None:
+        if self.when_busy not in ("wait", "skip"):
+            raise UsageError(f"when_busy={self.when_busy!r}: expected 'wait' or 'skip'")

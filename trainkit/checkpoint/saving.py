@@ -1,26 +1,42 @@
-"""Saving on all ranks at once: attempts, the commit, and what goes afterwards."""
+"""Saves under way: handed to a writer on every rank, and settled by all of them together."""
 
+import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import trainkit
-from trainkit.checkpoint.agreement import Outcome, on_all_ranks
+from trainkit.checkpoint.adapters.base import Document
+from trainkit.checkpoint.adapters.state import capture_rank, capture_shared
+from trainkit.checkpoint.agreement import on_all_ranks
+from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.options import CheckpointOptions
+from trainkit.checkpoint.save.division import divide
+from trainkit.checkpoint.save.files import FileImage
 from trainkit.checkpoint.save.generation import Claim, await_claim, claim
+from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.retention import keep_newest, remove_step
-from trainkit.checkpoint.save.writer import StepWriter
-from trainkit.coordination import Communicator
-from trainkit.errors import TrainkitError, UsageError
+from trainkit.checkpoint.save.writers import Background, Foreground, Writer
+from trainkit.coordination import Communicator, PrefixedStore
+from trainkit.errors import DeadlineError, TrainkitError
 from trainkit.storage import Storage
+from trainkit.waiting import Deadline
 
 __all__ = ["Saver", "claim_together"]
 
 log = logging.getLogger(__name__)
+
+_LOOK = 0.05
+"""Seconds between two looks at whether another rank's save has failed."""
+
+_MARGIN = 15.0
+"""Seconds that ranks wait longer than rank 0, which knows who is missing."""
 
 
 def claim_together(storage: Storage, communicator: Communicator, options: CheckpointOptions) -> int:
@@ -50,99 +66,321 @@ def claim_together(storage: Storage, communicator: Communicator, options: Checkp
 
 
 @dataclass(slots=True)
+class _Flight:
+    """A save that has begun and is not settled."""
+
+    folder: StepFolder
+    deadline: Deadline
+    stalled: float = 0.0
+    """Seconds for which training stood still to begin it."""
+    ended: bool = False
+    """Whether this rank's own work has."""
+    failure: Failure | None = None
+    """Of this rank's own work."""
+    error: BaseException | None = None
+    """What this rank's own work raised in this very process."""
+
+
 class Saver:
-    """Saves a state under one generation of a root; ``save`` is called by every rank."""
+    """Saves a state under one generation of a root.
 
-    storage: Storage
-    state: Mapping[str, Any]
-    communicator: Communicator
-    options: CheckpointOptions
-    generation: int
-    keep: int
-    _attempts: int = field(default=0, init=False)
+    ``begin`` and ``settle`` are called by every rank, in the same order. A save is settled
+    when rank 0 knows that it was committed, or why it was not, and has told the others through
+    the store of the communicator; a failure on one rank is one on all.
+    """
 
-    def save(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Save and commit, trying again while the storage answers with I/O errors.
+    def __init__(
+        self,
+        storage: Storage,
+        state: Mapping[str, Any],
+        communicator: Communicator,
+        options: CheckpointOptions,
+        generation: int,
+        keep: int,
+    ) -> None:
+        """Start a process that writes, where there is to be one.
+
+        Args:
+            storage: of the root.
+            state: what to save.
+            communicator: of the ranks that save together.
+            options: time limits, and whether to write beside training.
+            generation: claimed from the root.
+            keep: number of newest valid checkpoints that stay.
+        """
+        self._storage = storage
+        self._state = state
+        self._communicator = communicator
+        self._options = options
+        self._generation = generation
+        self._keep = keep
+        self._attempts = 0
+        self._owner = os.getpid()
+        self._flight: _Flight | None = None
+        self.committed: StepFolder | None = None
+        """The last save that was settled and had been committed."""
+        self._store = PrefixedStore(f"checkpoint/{generation}", communicator.store)
+        self.background = options.background and storage.reopenable
+        """Whether saves are written beside training."""
+        self._writer: Writer = Background(storage) if self.background else Foreground(storage)
+        self._warmed = False
+        self._sweeper: threading.Thread | None = None
+
+    @property
+    def in_flight(self) -> int | None:
+        """The step of the save that is not settled; None if there is none."""
+        return None if self._flight is None else self._flight.folder.step
+
+    def begin(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the state as it is now, and have it written.
 
         Raises:
-            UsageError: something in the state cannot be saved, or ranks save different steps.
-            OSError: the storage failed at each attempt.
+            BaseException: what ``settle`` of the save before raises; nothing has begun then.
+                Or what is wrong with the state on this rank; ``settle`` raises it again, on
+                all ranks.
+        """
+        self.settle()
+        folder = StepFolder(step, self._generation, self._attempts)
+        self._attempts += 1
+        flight = self._flight = _Flight(folder, Deadline(self._options.timeout))
+        self._warmed = True
+        rank = self._communicator.rank
+        try:
+            entries, images, division = self._capture()
+            job = Job(
+                folder=folder,
+                rank=rank,
+                world_size=self._communicator.world_size,
+                division=division,
+                entries=entries if rank == 0 else {},
+                metrics=metrics,
+                written_by=f"trainkit {trainkit.__version__}",
+                timeout=self._options.timeout,
+                attempts=self._options.attempts,
+                pause=self._options.pause,
+            )
+            self._writer.submit(job, images, self._check_others)
+        except (Exception, TrainkitError) as error:
+            flight.error = error
+            self._own_end(flight, Failure.of(rank, error))
+            raise
+        finally:
+            flight.stalled = flight.deadline.elapsed
+
+    def look(self) -> bool:
+        """Whether this rank's own work on the save has ended; never waits.
+
+        Raises:
+            BaseException: in a job of one rank, why the save failed; it is settled by that.
+        """
+        flight = self._flight
+        if flight is None:
+            self._warm()
+            return True
+        if not flight.ended:
+            ended, failure = self._writer.poll(0.0)
+            if ended:
+                self._own_end(flight, failure)
+                if failure is not None and self._communicator.world_size > 1:
+                    log.warning(
+                        "saving step %d failed: %s. All ranks raise this at the next save.",
+                        flight.folder.step,
+                        failure.text,
+                    )
+        if flight.ended and self._nobody_waits(flight):
+            self.settle()
+        return flight.ended
+
+    def settle(self) -> None:
+        """Wait until the save under way is committed, as far as rank 0 can tell.
+
+        Raises:
+            UsageError: something in the state cannot be saved, or ranks save different things.
+            OSError: the storage failed at each attempt; older checkpoints are untouched.
             DeadlineError: some ranks did not come; the message names them.
             EnvironmentFaultError: another run saves to the same root.
         """
-        for pause in self._pauses():
-            folder = StepFolder(step, self.generation, self._attempts)
-            self._attempts += 1
-            outcome = self._try(folder, metrics)
-            if not outcome.failures:
-                break
-            self._discard(folder)
-            if not outcome.io_only or pause is None:
-                outcome.check()
-            log.warning(
-                "saving step %d failed (%s); trying again in %.0f s",
-                step,
-                outcome.failures[0].text,
-                pause,
-            )
-            time.sleep(pause or 0.0)
-        self._remove_old()
+        flight = self._flight
+        if flight is None:
+            return
+        lead = self._communicator.rank == 0
+        try:
+            outcome = self._lead(flight) if lead else self._follow(flight)
+        except DeadlineError:
+            self._flight = None
+            raise
+        self._flight = None
+        if flight.error is not None:
+            raise flight.error
+        failure = flight.failure or outcome
+        if failure is not None:
+            raise failure.as_error(self._communicator.rank)
+        self.committed = flight.folder
+        if lead:
+            self._tell_people(flight)
+            self._sweep()
 
-    def _pauses(self) -> Iterator[float | None]:
-        """Seconds to wait after each attempt, and None after the last one."""
-        for number in range(self.options.attempts - 1):
-            yield self.options.pause * 2**number
-        yield None
+    def tidy(self) -> None:
+        """Wait until old checkpoints are removed, if that is under way."""
+        if self._sweeper is not None:
+            self._sweeper.join()
+            self._sweeper = None
 
-    def _try(self, folder: StepFolder, metrics: Mapping[str, float]) -> Outcome[Any]:
-        writer = StepWriter(self.storage, folder)
-        rank = self.communicator.rank
+    def finish(self, seconds: float) -> None:
+        """Wait for this rank's own work, and give everything back; asks no other rank.
 
-        def write() -> tuple[int, str]:
-            return folder.step, writer.write_part(self.state, rank)
+        Args:
+            seconds: to wait at most.
+        """
+        if os.getpid() != self._owner:  # a forked child has copies of all this, and no part in it
+            return
+        flight = self._flight
+        try:
+            if flight is not None and not flight.ended:
+                log.info("waiting until step %d is saved", flight.folder.step)
+                limit, ended, failure = Deadline(seconds), False, None
+                while not ended and not limit.passed:
+                    ended, failure = self._writer.poll(limit.left)
+                if not ended or failure is not None:
+                    reason = failure.text if failure else f"not done within {seconds:.0f} s"
+                    log.error("step %d was not saved: %s", flight.folder.step, reason)
+        finally:
+            self._flight = None
+            self._writer.close()
+            self.tidy()
 
-        written = self._on_all_ranks(write)
-        if written.failures:
-            return written
+    def _capture(self) -> tuple[dict[str, Entry], list[FileImage], str]:
+        """The entries, this rank's files, and a checksum of how tensors are divided."""
+        rank, world_size = self._communicator.rank, self._communicator.world_size
+        entries: dict[str, Entry] = {}
+        documents: list[Document] = []
+        for name, entry, described in capture_shared(self._state):
+            entries[name] = entry
+            documents += described
+        division = divide(documents, rank, world_size)
+        # By itself, so that it is not counted as one that is the same on all ranks.
+        own = divide([capture_rank(self._state, rank)], 0, 1)
+        return entries, division.images + own.images, division.checksum
 
-        def commit() -> None:
-            parts = written.check()
-            _check_same_step([step for step, _ in parts])
-            if rank == 0:
-                writer.commit(
-                    [checksum for _, checksum in parts],
-                    written_by=f"trainkit {trainkit.__version__}",
-                    metrics=metrics,
-                    visible_within=self.options.visible_within,
+    def _warm(self) -> None:
+        """Prepare the first save, once training has begun: optimizers have a state by then."""
+        if self._warmed or not self.background:
+            return
+        self._warmed = True
+        try:
+            _, images, _ = self._capture()
+        except (Exception, TrainkitError) as error:  # the first save will say so to people
+            log.debug("the size of a save is not known yet: %s", error)
+            images = []
+        self._writer.warm(sum(image.size for image in images))
+
+    def _own_end(self, flight: _Flight, failure: Failure | None) -> None:
+        """Note how this rank's own work ended, and tell rank 0 of a failure."""
+        flight.ended, flight.failure = True, failure
+        if failure is not None and self._communicator.rank != 0:
+            self._store.set(f"{flight.folder.attempt}/failed", _packed(failure))
+
+    def _nobody_waits(self, flight: _Flight) -> bool:
+        """Whether this rank may settle alone; an error is raised on all ranks at one moment."""
+        lead = self._communicator.rank == 0
+        return self._communicator.world_size == 1 or (lead and flight.failure is None)
+
+    def _lead(self, flight: _Flight) -> Failure | None:
+        """Rank 0: wait for the commit or a failure of anybody's, and tell the others."""
+        limit = Deadline(flight.deadline.left + _MARGIN / 3)
+        given_up = False
+        while not flight.ended:
+            ended, failure = self._writer.poll(_LOOK)
+            if ended:
+                self._own_end(flight, failure)
+            elif limit.passed:
+                self._writer.cancel()
+                text = f"step {flight.folder.step} was not saved within {limit.seconds:.0f} s"
+                self._own_end(flight, Failure.of(0, DeadlineError(text)))
+            elif not given_up and self._of_others(flight) is not None:
+                self._writer.cancel()
+                given_up = True
+        if flight.failure is not None:
+            # Its own failure may be that it gave up waiting.
+            flight.failure = self._of_others(flight) or flight.failure
+            self._discard(flight.folder)
+        if self._communicator.world_size > 1:
+            self._tell(flight.folder.attempt, flight.failure)
+        return flight.failure
+
+    def _of_others(self, flight: _Flight) -> Failure | None:
+        """What another rank says has failed."""
+        if self._communicator.world_size == 1:
+            return None
+        told = self._store.get(f"{flight.folder.attempt}/failed")
+        return None if told is None else _unpacked(told)
+
+    def _tell(self, attempt: int, outcome: Failure | None) -> None:
+        self._store.set(f"{attempt}/outcome", b"" if outcome is None else _packed(outcome))
+        if outcome is None:  # every rank has written, so each has read how the one before ended
+            self._store.delete(f"{attempt - 1}/outcome")
+            self._store.delete(f"{attempt - 1}/failed")
+
+    def _follow(self, flight: _Flight) -> Failure | None:
+        """Other ranks: end the own work, and hear from rank 0 what came of it all."""
+        key = f"{flight.folder.attempt}/outcome"
+        limit = Deadline(flight.deadline.left + _MARGIN)
+        while not self._store.wait(key, _LOOK if not flight.ended else min(1.0, limit.left + 0.01)):
+            if not flight.ended:
+                ended, failure = self._writer.poll(0.0)
+                if ended:
+                    self._own_end(flight, failure)
+            if limit.passed:
+                raise DeadlineError(
+                    f"saving step {flight.folder.step}: rank {self._communicator.rank} waits for "
+                    f"rank 0, which did not say within {limit.seconds:.0f} s whether it was "
+                    f"committed. Look at the log of rank 0 for the first error."
                 )
+        told = self._store.get(key)
+        return _unpacked(told) if told else None
 
-        return self._on_all_ranks(commit)
-
-    def _on_all_ranks(self, action: Any) -> Outcome[Any]:
-        return on_all_ranks(self.communicator, action, timeout=self.options.timeout)
+    def _check_others(self) -> None:
+        """End the wait for the parts of others when one of them has failed."""
+        failure = None if self._flight is None else self._of_others(self._flight)
+        if failure is not None:
+            raise failure.as_error(self._communicator.rank)
 
     def _discard(self, folder: StepFolder) -> None:
-        """Remove what an attempt that failed has written; it is no checkpoint in any case."""
-        if self.communicator.rank != 0:
-            return
+        """Remove what a save that failed has written; it is no checkpoint in any case."""
         try:
-            remove_step(self.storage, folder)
+            remove_step(self._storage, folder)
         except (OSError, TrainkitError) as error:
             log.warning("what is left of %s could not be removed: %s", folder.name, error)
 
+    def _tell_people(self, flight: _Flight) -> None:
+        log.info(
+            "saved step %d to %s in %.2f s; training stood still for %.2f s",
+            flight.folder.step,
+            self._storage.url,
+            flight.deadline.elapsed,
+            flight.stalled,
+        )
+
+    def _sweep(self) -> None:
+        """Remove old checkpoints, beside training if saves are."""
+        self.tidy()
+        if not self.background:
+            self._remove_old()
+            return
+        self._sweeper = threading.Thread(target=self._remove_old, name="trainkit-retention")
+        self._sweeper.start()
+
     def _remove_old(self) -> None:
         """Old checkpoints go only after a newer one is there; a failure costs space alone."""
-        if self.communicator.rank != 0:
-            return
         try:
-            keep_newest(self.storage, self.keep, generation=self.generation)
+            keep_newest(self._storage, self._keep, generation=self._generation)
         except (OSError, TrainkitError) as error:
             log.warning("old checkpoints could not be removed: %s", error)
 
 
-def _check_same_step(steps: list[int]) -> None:
-    if len(set(steps)) > 1:
-        raise UsageError(
-            f"ranks save different steps: {', '.join(map(str, steps))} from rank 0 on. Every "
-            f"rank has to call save() and step() after the same steps."
-        )
+def _packed(failure: Failure) -> bytes:
+    return json.dumps(asdict(failure)).encode()
+
+
+def _unpacked(data: bytes) -> Failure:
+    return Failure(**json.loads(data))

@@ -47,7 +47,7 @@ def test_generators_go_on_where_they_were(tmp_path):
     manager = CheckpointManager(tmp_path, {})
     random.random()
     np.random.rand()
-    manager.save(1)
+    manager.save(1, blocking=True)
     expected = (random.random(), np.random.rand())
     random.seed(99)
     np.random.seed(99)

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainkit.checkpoint.adapters.values import Encoder, decode, from_json_bytes, to_json_bytes
-from trainkit.checkpoint.format.tensors import parse, serialize
+from trainkit.checkpoint.format.tensors import lay_out, parse
 from trainkit.errors import CheckpointDamagedError, UsageError
 
 
 def through_disk(value):
     encoder = Encoder("entry")
     data = to_json_bytes(encoder.encode(value))
-    tensors = bytearray(b"".join(serialize(encoder.tensors, framework="np")))
+    head, ordered = lay_out(encoder.tensors, framework="np")
+    tensors = bytearray(head + b"".join(tensor.load() for tensor in ordered))
     return decode(from_json_bytes(data), parse(memoryview(tensors)))
 
 

@@ -12,7 +12,7 @@ from trainkit.storage import LocalStorage
 def root(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(1)})
     for step in (1, 2, 3):
-        manager.save(step)
+        manager.save(step, blocking=True)
     return tmp_path
 
 

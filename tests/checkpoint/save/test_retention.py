@@ -22,42 +22,42 @@ def steps_on_disk(root):
 def test_the_newest_stay(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=2)
     for step in (1, 2, 3, 4):
-        manager.save(step)
+        manager.save(step, blocking=True)
     assert steps_on_disk(tmp_path) == manager.all_steps() == [3, 4]
 
 
 def test_damaged_ones_do_not_count(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=2)
-    manager.save(1)
-    manager.save(2)
+    manager.save(1, blocking=True)
+    manager.save(2, blocking=True)
     (folder(tmp_path, 2) / "state" / "box.json").unlink()
-    manager.save(3)
+    manager.save(3, blocking=True)
     assert manager.all_steps() == [1, 3]
     assert steps_on_disk(tmp_path) == [1, 2, 3]  # newer than what is kept: left to look at
-    manager.save(4)
+    manager.save(4, blocking=True)
     assert steps_on_disk(tmp_path) == [3, 4]
 
 
 def test_while_fewer_than_keep_are_valid_nothing_goes(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=2)
-    manager.save(1)
+    manager.save(1, blocking=True)
     (folder(tmp_path, 1) / "state" / "box.json").unlink()
-    manager.save(2)
+    manager.save(2, blocking=True)
     assert steps_on_disk(tmp_path) == [1, 2]
 
 
 def test_marks_go_with_what_they_mark(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=1)
-    manager.save(1)
+    manager.save(1, blocking=True)
     path = folder(tmp_path, 1) / "state" / "box.json"
-    manager.save(2)
+    manager.save(2, blocking=True)
     assert not path.exists()
     damaged = folder(tmp_path, 2) / "state" / "box.json"
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     with pytest.raises(ValueError, match="no checkpoint that is whole"):
         CheckpointManager(tmp_path, {"box": box()}).restore_latest()
     assert len(list((tmp_path / ".quarantine").iterdir())) == 1
-    manager.save(3)
+    manager.save(3, blocking=True)
     assert steps_on_disk(tmp_path) == [3]
     assert list((tmp_path / ".quarantine").iterdir()) == []
 
@@ -66,7 +66,7 @@ def test_a_step_that_is_saved_again_counts_once(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": (it := box(0))}, keep=2)
     for value, step in enumerate((1, 2, 2, 2)):
         it.value = value
-        manager.save(step)
+        manager.save(step, blocking=True)
     assert steps_on_disk(tmp_path) == [1, 2]
     CheckpointManager(tmp_path, {"box": (back := box())}).restore_latest()
     assert back.value == 3
@@ -75,46 +75,46 @@ def test_a_step_that_is_saved_again_counts_once(tmp_path, box):
 def test_after_going_back_the_newest_are_those_saved_last(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=2)
     for step in (300, 400, 500):
-        manager.save(step)
+        manager.save(step, blocking=True)
     again = CheckpointManager(tmp_path, {"box": box()}, keep=2)
     again.restore(400)
-    again.save(410)
+    again.save(410, blocking=True)
     assert again.latest_step() == 410
     assert again.all_steps() == [410, 500]
-    again.save(420)
+    again.save(420, blocking=True)
     assert again.all_steps() == [410, 420]
 
 
 def test_what_was_cut_off_goes_once_a_later_run_has_saved(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)})
-    manager.save(1)
-    manager.save(2)
+    manager.save(1, blocking=True)
+    manager.save(2, blocking=True)
     (folder(tmp_path, 2) / "MANIFEST.json").unlink()
     later = CheckpointManager(tmp_path, {"box": box(0)})
     assert later.restore_latest() == 1
     assert steps_on_disk(tmp_path) == [1, 2]
-    later.save(3)
+    later.save(3, blocking=True)
     assert steps_on_disk(tmp_path) == [1, 3]
 
 
 def test_a_removal_that_fails_costs_space_and_no_save(tmp_path, box, monkeypatch, caplog):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=1)
-    manager.save(1)
+    manager.save(1, blocking=True)
 
     def refuse(*_):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(LocalStorage, "delete", refuse)
-    manager.save(2)
+    manager.save(2, blocking=True)
     assert "old checkpoints could not be removed" in caplog.text
     assert manager.last_saved_step == 2
 
 
 def test_a_folder_removed_by_half_is_no_checkpoint(tmp_path, box, monkeypatch):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=1)
-    manager.save(1)
+    manager.save(1, blocking=True)
     monkeypatch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(OSError(5, "EIO")))
-    manager.save(2)
+    manager.save(2, blocking=True)
     assert not (folder(tmp_path, 1) / "MANIFEST.json").exists()
     assert manager.all_steps() == [2]
 
@@ -145,7 +145,7 @@ class Histories(RuleBasedStateMachine):
     def save(self):
         self.step += 1
         self.state["value"] = self.step
-        self.manager.save(self.step)
+        self.manager.save(self.step, blocking=True)
         self.whole.append(self.step)
 
     @rule()

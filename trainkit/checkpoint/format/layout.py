@@ -3,6 +3,8 @@
 step-0000000100.g03-0007/          step 100, generation 3, its 8th attempt to save
     MANIFEST.json                  the commit: written last, lists every other file
     model/model.safetensors        a folder for each module of the state
+    model/model-00001-of-00002.safetensors   … in pieces, where several ranks wrote it, and
+    model/model.safetensors.index.json       which piece holds which tensor
     optim/optimizer.json           optimizers, keyed by the names of parameters
     optim/optimizer.safetensors
     state/progress.json            everything else
@@ -14,6 +16,7 @@ step-0000000100.g03-0007/          step 100, generation 3, its 8th attempt to sa
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from trainkit.errors import UsageError
@@ -23,19 +26,24 @@ __all__ = [
     "MANIFEST",
     "PINS",
     "QUARANTINE",
+    "RANKS",
     "RESERVED",
     "StepFolder",
     "check_entry_name",
+    "index_path",
     "is_safe_path",
     "part_path",
+    "piece_path",
     "rank_state_path",
+    "tensor_files",
 ]
 
 MANIFEST = "MANIFEST.json"
 GENERATIONS = ".generations"
 QUARANTINE = ".quarantine"
 PINS = ".pins"
-RESERVED = ("optim", "state", "ranks")
+RANKS = "ranks"
+RESERVED = ("optim", "state", RANKS)
 """Folders that a module's entry cannot have for its own."""
 
 _STEP = re.compile(r"step-(\d{10,18})\.g(\d{2,9})-([0-9a-f]{4,8})")
@@ -75,14 +83,34 @@ class StepFolder:
         return folder if folder.name == name else None
 
 
+def piece_path(path: str, number: int, count: int) -> str:
+    """Where piece ``number``, from 1, of the tensors of the document ``path`` lies."""
+    return f"{path}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def index_path(path: str) -> str:
+    """Where it says which piece of the document ``path`` holds which tensor."""
+    return f"{path}.safetensors.index.json"
+
+
+def tensor_files(path: str, files: Collection[str]) -> list[str]:
+    """Those of ``files`` that hold the tensors of the document ``path``; none if it has none."""
+    if f"{path}.safetensors" in files:
+        return [f"{path}.safetensors"]
+    if index_path(path) not in files:
+        return []
+    piece = re.compile(rf"{re.escape(path)}-\d{{5,}}-of-\d{{5,}}\.safetensors")
+    return sorted(file for file in files if piece.fullmatch(file))
+
+
 def part_path(rank: int) -> str:
     """Where rank ``rank`` lists the files that it wrote."""
-    return f"ranks/rank{rank:05d}.json"
+    return f"{RANKS}/rank{rank:05d}.json"
 
 
 def rank_state_path(rank: int) -> str:
     """Where rank ``rank`` keeps what only it has; without suffix."""
-    return f"ranks/rank{rank:05d}.state"
+    return f"{RANKS}/rank{rank:05d}.state"
 
 
 def is_safe_path(path: str) -> bool:

@@ -20,7 +20,8 @@ _TRAILER = re.compile(rb'"self_xxh3_128": "([0-9a-f]{32})"\n\}\n\Z')
 
 
 class TornManifestError(CheckpointDamagedError):
-    """A manifest that ends too early: its write was cut off, so nobody was told of success."""
+    """A manifest or part that ends too early: its write was cut off, so nobody was told of
+    success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +38,45 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one rank wrote."""
+    """What one rank wrote: all of its files are durable once its part is there."""
 
     rank: int
     files: Mapping[str, FileRecord]
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    division: str = ""
+    """Checksum of how tensors were divided over ranks: the same in all parts of a step."""
 
     def to_bytes(self) -> bytes:
-        """The part as it lies on disk."""
-        document = {
-            "format": FORMAT,
-            "rank": self.rank,
-            "files": _files_json(self.files),
-            "entries": _entries_json(self.entries),
-        }
-        return json.dumps(document, indent=1).encode() + b"\n"
+        """The part as it lies on disk, its last line a hash over all of its own bytes."""
+        return _sealed(
+            {
+                "format": FORMAT,
+                "rank": self.rank,
+                "division": self.division,
+                "files": _files_json(self.files),
+                "entries": _entries_json(self.entries),
+            }
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Part":
         """Read a part back.
 
         Raises:
-            CheckpointDamagedError: it is not a part.
+            TornManifestError: it ends before its hash.
+            CheckpointDamagedError: its hash does not match, or it makes no sense.
         """
+        document = _unsealed(data, "the list of a rank's files")
         try:
-            document = json.loads(data)
-            files = _files_from(document["files"])
-            return cls(int(document["rank"]), files, _entries_from(document["entries"]))
+            return cls(
+                int(document["rank"]),
+                _files_from(document["files"]),
+                _entries_from(document["entries"]),
+                str(document["division"]),
+            )
         except _MALFORMED as error:
             raise CheckpointDamagedError(
-                f"the list of a rank's files is damaged: {error}"
+                f"the list of a rank's files makes no sense: {error}"
             ) from None
 
 
@@ -86,25 +96,21 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest as it lies on disk, its last line a hash over all of its own bytes."""
-        document = {
-            "format": FORMAT,
-            "step": self.step,
-            "generation": self.generation,
-            "attempt": self.attempt,
-            "world_size": self.world_size,
-            "created": self.created,
-            "written_by": self.written_by,
-            # JSON has no nan; a run that diverged must be saved all the same.
-            "metrics": {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()},
-            "entries": _entries_json(self.entries),
-            "files": _files_json(self.files),
-            "self_xxh3_128": _NO_HASH.decode(),
-        }
-        data = json.dumps(document, indent=1).encode() + b"\n"
-        own = _TRAILER.search(data)
-        if own is None:
-            raise AssertionError("a manifest ends with its hash")  # a bug of ours, not a fault
-        return data[: own.start(1)] + digest(data).encode() + data[own.end(1) :]
+        return _sealed(
+            {
+                "format": FORMAT,
+                "step": self.step,
+                "generation": self.generation,
+                "attempt": self.attempt,
+                "world_size": self.world_size,
+                "created": self.created,
+                "written_by": self.written_by,
+                # JSON has no nan; a run that diverged must be saved all the same.
+                "metrics": {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()},
+                "entries": _entries_json(self.entries),
+                "files": _files_json(self.files),
+            }
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
@@ -115,13 +121,8 @@ class Manifest:
             CheckpointDamagedError: its hash does not match, or it makes no sense.
             EnvironmentFaultError: it is whole, and of a format that this version cannot read.
         """
-        own = _TRAILER.search(data)
-        if own is None:
-            raise TornManifestError("the manifest is cut off: no hash of its own at its end")
-        if digest(data[: own.start(1)] + _NO_HASH + data[own.end(1) :]) != own[1].decode():
-            raise CheckpointDamagedError("the manifest does not match its own hash")
+        document = _unsealed(data, "the manifest")
         try:
-            document = json.loads(data)
             if document["format"] != FORMAT:
                 raise EnvironmentFaultError(
                     f"the checkpoint has format {document['format']!r} and this version of "
@@ -144,6 +145,33 @@ class Manifest:
             entries=_entries_from(document["entries"]),
             metrics={str(name): float(v) for name, v in document["metrics"].items()},
         )
+
+
+def _sealed(document: Mapping[str, Any]) -> bytes:
+    """JSON whose last line is a hash over all of its own bytes."""
+    data = json.dumps({**document, "self_xxh3_128": _NO_HASH.decode()}, indent=1).encode() + b"\n"
+    own = _TRAILER.search(data)
+    if own is None:
+        raise AssertionError("a sealed document ends with its hash")  # a bug of ours, not a fault
+    return data[: own.start(1)] + digest(data).encode() + data[own.end(1) :]
+
+
+def _unsealed(data: bytes, what: str) -> Any:
+    """Read such JSON back.
+
+    Raises:
+        TornManifestError: it ends before its hash.
+        CheckpointDamagedError: its hash does not match, or it is no JSON.
+    """
+    own = _TRAILER.search(data)
+    if own is None:
+        raise TornManifestError(f"{what} is cut off: no hash of its own at its end")
+    if digest(data[: own.start(1)] + _NO_HASH + data[own.end(1) :]) != own[1].decode():
+        raise CheckpointDamagedError(f"{what} does not match its own hash")
+    try:
+        return json.loads(data)
+    except _MALFORMED as error:
+        raise CheckpointDamagedError(f"{what} makes no sense: {error}") from None
 
 
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)

@@ -4,7 +4,7 @@ A file is 8 bytes of header length, a JSON header, and the tensors' bytes withou
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Bytes
 
-__all__ = ["ITEM_BYTES", "METADATA", "StoredTensor", "TensorSource", "parse", "serialize"]
+__all__ = ["ITEM_BYTES", "METADATA", "StoredTensor", "TensorSource", "lay_out", "parse"]
 
 METADATA = "__metadata__"
 """The one name that a tensor cannot have."""
@@ -53,15 +53,17 @@ class StoredTensor:
     data: memoryview
 
 
-def serialize(tensors: Mapping[str, TensorSource], *, framework: str) -> Iterator[Bytes]:
-    """Yield the bytes of a safetensors file.
+def lay_out(
+    tensors: Mapping[str, TensorSource], *, framework: str
+) -> tuple[bytes, list[TensorSource]]:
+    """Plan a safetensors file.
 
     Args:
         tensors: by name.
         framework: the format's own mark of origin, ``pt`` or ``np``, that readers ask for.
 
-    Raises:
-        ValueError: a tensor's bytes are not as many as its header says.
+    Returns:
+        The file's first bytes, and the tensors whose bytes follow, without gaps.
     """
     # Widest elements first keeps every tensor aligned to its own element size.
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
@@ -78,12 +80,7 @@ def serialize(tensors: Mapping[str, TensorSource], *, framework: str) -> Iterato
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    yield len(text).to_bytes(8, "little") + text
-    for name in order:
-        data = tensors[name].load()
-        if len(data) != tensors[name].num_bytes:
-            raise ValueError(f"{name}: {len(data)} bytes, not {tensors[name].num_bytes}")
-        yield data
+    return len(text).to_bytes(8, "little") + text, [tensors[name] for name in order]
 
 
 def parse(data: memoryview) -> dict[str, StoredTensor]:

@@ -8,9 +8,9 @@ from trainkit.checkpoint.adapters.state import Restoration
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord, digest
-from trainkit.checkpoint.format.layout import StepFolder, rank_state_path
+from trainkit.checkpoint.format.layout import StepFolder, rank_state_path, tensor_files
 from trainkit.checkpoint.format.manifest import Manifest
-from trainkit.checkpoint.format.tensors import parse
+from trainkit.checkpoint.format.tensors import StoredTensor, parse
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 
@@ -50,13 +50,15 @@ class StepReader:
         return restoration
 
     def _document(self, path: str) -> Saved:
-        json, tensors = self._file(f"{path}.json"), self._file(f"{path}.safetensors")
-        if json is None and tensors is None:
+        json, pieces = self._file(f"{path}.json"), tensor_files(path, self.manifest.files)
+        if json is None and not pieces:
             raise CheckpointDamagedError(f"{self._storage.url}/{self._folder.name} lacks {path}")
-        return Saved(
-            parse(memoryview(tensors)) if tensors is not None else {},
-            from_json_bytes(json) if json is not None else None,
-        )
+        tensors: dict[str, StoredTensor] = {}
+        for piece in pieces:
+            data = self._file(piece)
+            if data is not None:
+                tensors.update(parse(memoryview(data)))
+        return Saved(tensors, from_json_bytes(json) if json is not None else None)
 
     def _file(self, path: str) -> bytearray | None:
         record = self.manifest.files.get(path)

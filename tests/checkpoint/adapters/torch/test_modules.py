@@ -143,4 +143,4 @@ def test_a_module_without_tensors(tmp_path):
     for _ in range(2):
         manager = CheckpointManager(tmp_path, {"model": torch.nn.ReLU()})
         manager.restore_latest()
-        manager.save(1)
+        manager.save(1, blocking=True)

@@ -72,7 +72,7 @@ def test_a_tensor_entry_is_filled_in_place(tmp_path):
 
 def test_torchs_generator_goes_on_where_it_was(tmp_path):
     manager = CheckpointManager(tmp_path, {})
-    manager.save(1)
+    manager.save(1, blocking=True)
     expected = torch.rand(3)
     torch.manual_seed(99)
     CheckpointManager(tmp_path, {}).restore_latest()

@@ -1,0 +1,188 @@
+"""The process that writes: started before the first save needs it, and again if it dies."""
+
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from trainkit.checkpoint.failure import Failure
+from trainkit.checkpoint.save.arena import Arena
+from trainkit.checkpoint.save.job import Job
+from trainkit.checkpoint.save.messages import receive, send
+from trainkit.errors import RetryableError
+
+__all__ = ["WriterProcess"]
+
+log = logging.getLogger(__name__)
+
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from trainkit.checkpoint.save.worker import main
+main(int(sys.argv[2]), sys.argv[3])
+"""
+_LIVES = 2
+"""How many processes may die over one save before it has failed."""
+
+_PATIENCE = 10.0
+"""Seconds that a process is given to end, once it can see that it should."""
+
+
+class WriterProcess:
+    """Writes what lies in an arena, one save at a time, while training goes on.
+
+    It loads no framework and keeps nothing but the arena, so it starts within a fraction of a
+    second, and it ends with the process that started it.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Nothing is started yet.
+
+        Args:
+            url: of the storage that it opens by itself.
+        """
+        self.arena = Arena()
+        self._url = url
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._shared = 0
+        self._work: dict[str, Any] | None = None
+        self._deaths = 0
+        self._rank = 0
+
+    def start(self) -> None:
+        """Start the process, and have it fetch the arena's memory; neither is waited for."""
+        try:
+            self._hand_over()
+        except OSError:
+            self._revive()
+
+    def submit(self, job: Job, files: dict[str, tuple[int, int]]) -> None:
+        """Have ``job`` done.
+
+        Args:
+            job: what to do.
+            files: path → offset and size of its bytes in the arena, which stay as they are
+                until the work is done.
+        """
+        self._rank = job.rank
+        self._work = {"do": "save", "job": job.to_json(), "files": files, "again": False}
+        self._deaths = 0
+        self.start()
+
+    def make_ready(self) -> None:
+        """End work that is still under way: the bytes that it writes are about to change."""
+        if self._work is not None:
+            self._end()
+            self._work = None
+
+    def cancel(self) -> None:
+        """Ask to give the work up; it may be done all the same, as its result tells."""
+        try:
+            self._send({"do": "cancel"})
+        except OSError:  # it is dead, which the next poll finds
+            return
+
+    def poll(self, seconds: float) -> tuple[bool, Failure | None]:
+        """Wait for the work to end, at most so long.
+
+        Returns:
+            Whether it has ended, and with what failure.
+        """
+        if self._work is None:
+            return True, None
+        try:
+            if self._socket is None or not select.select([self._socket], [], [], seconds)[0]:
+                return False, None
+            message, _ = receive(self._socket)
+        except (OSError, EOFError):
+            return self._died()
+        self._work = None
+        failure = message["failure"]
+        return True, None if failure is None else Failure(**failure)
+
+    def close(self) -> None:
+        """End it, work or not, and give the arena back; any number of times."""
+        if os.getpid() == self._owner:
+            self._end()
+        elif self._socket is not None:  # a forked child's copy
+            self._socket.close()
+        self._work = None
+        self.arena.close()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # The import path of this process, as multiprocessing's spawned children have it,
+            # and -P, or the current folder could put itself before it. A session of its own
+            # keeps Ctrl-C and a launcher's signals to the group away: what is being saved then
+            # is what the signal is about.
+            self._process = subprocess.Popen(  # noqa: S603 - this very interpreter
+                [sys.executable, "-P", "-c", _START, _path(), str(theirs.fileno()), self._url],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._socket = ours
+        self._shared = 0
+
+    def _hand_over(self) -> None:
+        if self._socket is None:
+            self._start()
+        if self.arena.size > self._shared:
+            self._send({"do": "map", "size": self.arena.size}, self.arena.descriptor)
+            self._shared = self.arena.size
+        if self._work is not None:
+            self._send(self._work)
+
+    def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        if self._socket is None:
+            raise BrokenPipeError("closed")
+        send(self._socket, message, descriptor)
+
+    def _died(self) -> tuple[bool, Failure | None]:
+        self._deaths += 1
+        code = self._end()
+        if self._deaths >= _LIVES:
+            self._work = None
+            text = f"the process that writes checkpoints died {self._deaths} times (exit {code})"
+            return True, Failure(self._rank, RetryableError.__name__, text, None)
+        log.warning("the process that writes checkpoints died (exit %s); it is started again", code)
+        self._revive()
+        return False, None
+
+    def _revive(self) -> None:
+        """Start another process, which takes up the work."""
+        self._end()
+        if self._work is not None:
+            self._work["again"] = True
+        try:
+            self._hand_over()
+        except OSError as error:  # dead again; the next poll counts it
+            log.debug("a new writer process is gone already: %s", error)
+
+    def _end(self) -> int | None:
+        """End the process, and say how it ended."""
+        if self._socket is not None:
+            self._socket.close()  # which it takes for the end, as it would our death
+            self._socket = None
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            self._process = None
+
+
+def _path() -> str:
+    import json
+
+    return json.dumps([os.path.abspath(entry) for entry in sys.path])

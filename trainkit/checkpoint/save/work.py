@@ -1,0 +1,93 @@
+"""One rank's work on one save: its files, then its part, then, on rank 0, the commit."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from trainkit.checkpoint.format.checksums import FileRecord, record_of
+from trainkit.checkpoint.format.layout import MANIFEST, part_path
+from trainkit.checkpoint.format.manifest import Part, TornManifestError
+from trainkit.checkpoint.save.commit import commit, create_once
+from trainkit.checkpoint.save.job import Job
+from trainkit.errors import InputMissingError, TrainkitError
+from trainkit.storage import Storage
+from trainkit.waiting import Deadline
+
+__all__ = ["Put", "carry_out", "put_views", "take_up"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Put = Callable[[], dict[str, FileRecord]]
+"""Writes this rank's files, and tells what it wrote; may be called again after an error."""
+
+
+def carry_out(storage: Storage, job: Job, put: Put, check: Callable[[], None]) -> None:
+    """Do the work; on return this rank's part is durable, and on rank 0 the checkpoint is.
+
+    Args:
+        storage: of the root.
+        job: what to do.
+        put: writes this rank's files.
+        check: called while waiting for others; what it raises ends the wait.
+
+    Raises:
+        OSError: the storage failed at each attempt.
+        TrainkitError: what ``commit`` raises.
+    """
+    deadline = Deadline(job.timeout)
+    if not _has(storage, job, part_path(job.rank)):
+        files = _patiently(job, put)
+        part = Part(job.rank, files, job.entries, job.division).to_bytes()
+        path = f"{job.folder.name}/{part_path(job.rank)}"
+        storage.make_folder(path.rpartition("/")[0])
+        _patiently(job, lambda: create_once(storage, path, part))
+    if job.rank == 0 and not _has(storage, job, MANIFEST):
+        _patiently(job, lambda: commit(storage, job, deadline, check))
+
+
+def put_views(storage: Storage, job: Job, views: Mapping[str, memoryview]) -> dict[str, FileRecord]:
+    """Write files whose bytes are in memory."""
+    storage.write_all({f"{job.folder.name}/{path}": view for path, view in views.items()})
+    return {path: record_of(view) for path, view in views.items()}
+
+
+def take_up(storage: Storage, job: Job, paths: Sequence[str]) -> None:
+    """Clear the way for work that another process had begun, and did not live to end.
+
+    A part is created after all files that it lists are durable, so where there is one, and it
+    is whole, nothing is left to be written.
+    """
+    part = f"{job.folder.name}/{part_path(job.rank)}"
+    try:
+        Part.from_bytes(storage.read(part))
+    except InputMissingError:
+        pass
+    except TornManifestError:
+        storage.delete(part)
+    else:
+        return
+    for path in paths:
+        storage.delete(f"{job.folder.name}/{path}")
+
+
+def _has(storage: Storage, job: Job, path: str) -> bool:
+    return storage.size(f"{job.folder.name}/{path}") is not None
+
+
+def _patiently(job: Job, action: Callable[[], T]) -> T:
+    """Try again after I/O errors, which may pass: a share that is away, a quota, a full disk."""
+    for number in range(job.attempts - 1):
+        try:
+            return action()
+        except OSError as error:
+            if isinstance(error, (TrainkitError, FileExistsError)):
+                raise
+            pause = job.pause * 2**number
+            log.warning(
+                "saving step %d failed (%s); trying again in %.0f s", job.folder.step, error, pause
+            )
+            time.sleep(pause)
+    return action()

@@ -1,0 +1,106 @@
+"""Inside the writer process: messages in, files out."""
+
+import logging
+import mmap
+import os
+import select
+import signal
+import socket
+import threading
+from dataclasses import asdict
+from typing import Any
+
+from trainkit.checkpoint.failure import Failure
+from trainkit.checkpoint.save.arena import mapped
+from trainkit.checkpoint.save.job import Job
+from trainkit.checkpoint.save.messages import receive, send
+from trainkit.checkpoint.save.work import carry_out, put_views, take_up
+from trainkit.errors import TrainkitError
+from trainkit.storage import Storage, open_storage
+
+__all__ = ["main"]
+
+_LOOK = 1.0
+"""Seconds after which to look whether the process that started this one is still there: a
+process that it forked may hold the connection open after its death."""
+
+
+class GivenUpError(Exception):
+    """The other side asked to give the work up."""
+
+
+def main(descriptor: int, url: str) -> None:
+    """Serve the connection ``descriptor`` until its other side is gone.
+
+    Signals that ask to stop are for the training process, which ends this one; in a pod or a
+    terminal they reach both.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    parent = os.getppid()
+    with socket.socket(fileno=descriptor) as connection:
+        worker = _Worker(connection, url)
+        while os.getppid() == parent:
+            if not select.select([connection], [], [], _LOOK)[0]:
+                continue
+            try:
+                worker.take(*receive(connection))
+            except (EOFError, ConnectionError):
+                break
+    # Not a return: the work may be in the middle of a write, and nobody waits for it any more.
+    os._exit(0)
+
+
+class _Worker:
+    """Does one piece of work at a time, on a thread beside the one that listens."""
+
+    def __init__(self, connection: socket.socket, url: str) -> None:
+        self._connection = connection
+        self._url = url
+        self._storage: Storage | None = None
+        self._memory: mmap.mmap | None = None
+        self._given_up = threading.Event()
+
+    def take(self, message: dict[str, Any], descriptor: int | None) -> None:
+        """Act upon a message."""
+        if message["do"] == "cancel":
+            self._given_up.set()
+        elif message["do"] == "map" and descriptor is not None:
+            self._memory = mapped(descriptor, message["size"])
+            os.close(descriptor)
+        else:
+            self._given_up.clear()
+            threading.Thread(target=self._work, args=(message,), daemon=True).start()
+
+    def _work(self, message: dict[str, Any]) -> None:
+        job = Job.from_json(message["job"])
+        failure = None
+        try:
+            self._save(job, message["files"], again=message["again"])
+        except (Exception, TrainkitError) as error:
+            if not isinstance(error, (TrainkitError, OSError, GivenUpError)):
+                logging.getLogger(__name__).exception("saving step %d failed", job.folder.step)
+            failure = asdict(Failure.of(job.rank, error))
+        try:
+            send(self._connection, {"failure": failure})
+        except OSError:
+            os._exit(0)  # nobody is there any more
+
+    def _save(self, job: Job, files: dict[str, list[int]], *, again: bool) -> None:
+        if self._storage is None:
+            self._storage = open_storage(self._url)
+        storage = self._storage
+        if again:
+            take_up(storage, job, list(files))
+        with memoryview(self._memory or b"") as memory:
+            views = {path: memory[begin : begin + size] for path, (begin, size) in files.items()}
+            try:
+                carry_out(storage, job, lambda: put_views(storage, job, views), self._check)
+            finally:
+                for view in views.values():
+                    view.release()
+
+    def _check(self) -> None:
+        if self._given_up.is_set():
+            raise GivenUpError("given up, since another rank failed")

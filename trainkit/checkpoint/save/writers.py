@@ -1,0 +1,163 @@
+"""Two ways to have a job done: beside training, or while training waits."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from trainkit.checkpoint.failure import Failure
+from trainkit.checkpoint.format.checksums import ChunkHasher, FileRecord
+from trainkit.checkpoint.save.files import FileImage
+from trainkit.checkpoint.save.job import Job
+from trainkit.checkpoint.save.process import WriterProcess
+from trainkit.checkpoint.save.work import carry_out
+from trainkit.errors import RetryableError, TrainkitError
+from trainkit.resources.memory import memory_left
+from trainkit.storage import Storage
+
+__all__ = ["Background", "Foreground", "Writer"]
+
+log = logging.getLogger(__name__)
+
+_PAGE = 4096
+_SHARE = 0.8
+"""Part of the memory that is left which an arena may take: training needs some, too."""
+
+
+class Writer(Protocol):
+    """Takes one job at a time."""
+
+    def warm(self, size: int) -> None:
+        """Prepare for a job of about ``size`` bytes; returns at once."""
+        ...
+
+    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
+        """Take the bytes of ``images``, which may change once this has returned.
+
+        Args:
+            job: what to do.
+            images: this rank's files.
+            check: called while this waits for other ranks; what it raises ends the wait.
+        """
+        ...
+
+    def poll(self, seconds: float) -> tuple[bool, Failure | None]:
+        """Whether the job has ended, after at most so many seconds, and with what failure."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up a job that waits for other ranks."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; any number of times."""
+        ...
+
+
+class Foreground:
+    """Does a job at once, with no more than a tensor's bytes in memory."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._failure: Failure | None = None
+
+    def warm(self, size: int) -> None:
+        """See ``Writer.warm``: nothing to do."""
+
+    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
+        """See ``Writer.submit``; what fails is told by ``poll``."""
+        # What nobody catches here, such as Ctrl-C, leaves it at that.
+        self._failure = Failure(job.rank, RetryableError.__name__, "the save was interrupted", None)
+        try:
+            again = iter((False,))
+            carry_out(self._storage, job, lambda: self._put(job, images, next(again, True)), check)
+        except (Exception, TrainkitError) as error:
+            log.debug("a save failed", exc_info=error)
+            self._failure = Failure.of(job.rank, error)
+        else:
+            self._failure = None
+
+    def poll(self, seconds: float) -> tuple[bool, Failure | None]:
+        """See ``Writer.poll``."""
+        return True, self._failure
+
+    def cancel(self) -> None:
+        """See ``Writer.cancel``: a job is over by then."""
+
+    def close(self) -> None:
+        """See ``Writer.close``."""
+
+    def _put(self, job: Job, images: Sequence[FileImage], again: bool) -> dict[str, FileRecord]:
+        records = {}
+        for image in images:
+            hasher = ChunkHasher()
+            path = f"{job.folder.name}/{image.path}"
+            if again:  # what the attempt before has left
+                self._storage.delete(path)
+            self._storage.write(path, hasher.passing(image.parts()))
+            records[image.path] = hasher.record
+        return records
+
+
+class Background:
+    """Copies the bytes, and has another process write them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._process = WriterProcess(storage.url)
+        self._foreground = Foreground(storage)
+        self._current: WriterProcess | Foreground = self._process
+
+    def warm(self, size: int) -> None:
+        """See ``Writer.warm``: the other process starts, and fetches the memory."""
+        if self._has_room(size):
+            self._process.arena.reserve(size)
+        self._process.start()
+
+    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
+        """See ``Writer.submit``."""
+        files, size = _placed(images)
+        if not self._has_room(size):
+            self._current = self._foreground
+            self._foreground.submit(job, images, check)
+            return
+        self._current = self._process
+        self._process.make_ready()
+        arena = self._process.arena
+        arena.reserve(size)
+        for image in images:
+            with arena.view(*files[image.path]) as view:
+                image.fill(view)
+        self._process.submit(job, files)
+
+    def poll(self, seconds: float) -> tuple[bool, Failure | None]:
+        """See ``Writer.poll``."""
+        return self._current.poll(seconds)
+
+    def cancel(self) -> None:
+        """See ``Writer.cancel``."""
+        self._current.cancel()
+
+    def close(self) -> None:
+        """See ``Writer.close``."""
+        self._process.close()
+
+    def _has_room(self, size: int) -> bool:
+        more = size - self._process.arena.size
+        left = memory_left() if more > 0 else None
+        if left is None or more <= left * _SHARE:
+            return True
+        log.warning(
+            "a copy of %.0f MiB does not fit into the memory that is left (%.0f MiB): training "
+            "waits until the checkpoint is written. A higher memory limit avoids that.",
+            size / 2**20,
+            left / 2**20,
+        )
+        return False
+
+
+def _placed(images: Sequence[FileImage]) -> tuple[dict[str, tuple[int, int]], int]:
+    """Offset and size of each file in an arena, on page boundaries, and the bytes in all."""
+    files, end = {}, 0
+    for image in images:
+        files[image.path] = (end, image.size)
+        end += -(-image.size // _PAGE) * _PAGE
+    return files, end
