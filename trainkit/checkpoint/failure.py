@@ -1,6 +1,5 @@
 """An error of one rank in words, as other ranks and other processes hear of it."""
 
-import os
 from dataclasses import dataclass
 
 from trainkit import errors
@@ -14,15 +13,25 @@ class Failure:
 
     rank: int
     kind: str
-    text: str
-    errno: int | None
+    """Name of the class of trainkit's errors that it is; empty for any other error."""
+    name: str
+    """Name of its own class."""
+    message: str
+    errno: int | None = None
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> "Failure":
         """Describe ``error``."""
         known = (base.__name__ for base in type(error).__mro__)
         kind = next((name for name in known if name in errors.__all__), "")
-        return cls(rank, kind, f"{type(error).__name__}: {error}", getattr(error, "errno", None))
+        number = getattr(error, "errno", None)
+        message = str(error).removeprefix(f"[Errno {number}] ")
+        return cls(rank, kind, type(error).__name__, message, number)
+
+    @property
+    def text(self) -> str:
+        """The error in one line."""
+        return f"{self.name}: {self.message}"
 
     @property
     def is_io(self) -> bool:
@@ -31,9 +40,9 @@ class Failure:
 
     def as_error(self, rank: int) -> BaseException:
         """The error that ``rank`` raises, be it this failure's rank or another one."""
-        text = self.text if rank == self.rank else f"rank {self.rank} failed: {self.text}"
+        text = self.message if rank == self.rank else f"rank {self.rank} failed: {self.text}"
         if self.kind:
             return getattr(errors, self.kind)(text)  # type: ignore[no-any-return]
         if self.errno is not None:
-            return OSError(self.errno, f"{os.strerror(self.errno)} ({text})")
-        return RuntimeError(text)
+            return OSError(self.errno, text)
+        return RuntimeError(text if rank != self.rank else self.text)

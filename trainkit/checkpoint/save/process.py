@@ -151,7 +151,7 @@ class WriterProcess:
         if self._deaths >= _LIVES:
             self._work = None
             text = f"the process that writes checkpoints died {self._deaths} times (exit {code})"
-            return True, Failure(self._rank, RetryableError.__name__, text, None)
+            return True, Failure.of(self._rank, RetryableError(text))
         log.warning("the process that writes checkpoints died (exit %s); it is started again", code)
         self._revive()
         return False, None

@@ -66,7 +66,7 @@ class Foreground:
     def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
         """See ``Writer.submit``; what fails is told by ``poll``."""
         # What nobody catches here, such as Ctrl-C, leaves it at that.
-        self._failure = Failure(job.rank, RetryableError.__name__, "the save was interrupted", None)
+        self._failure = Failure.of(job.rank, RetryableError("the save was interrupted"))
         try:
             again = iter((False,))
             carry_out(self._storage, job, lambda: self._put(job, images, next(again, True)), check)

@@ -1,0 +1,346 @@
+"""Saves beside training: a real process writes, is stopped and killed, and nothing is lost."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps
+from trainkit.checkpoint.save import division
+from trainkit.errors import RetryableError, UsageError
+from trainkit.state import PerRank
+from trainkit.testing.processes import descendants
+from trainkit.waiting import Deadline, wait_until
+
+OPTIONS = CheckpointOptions(timeout=60.0, attempts=1, pause=0.01, visible_within=0.2)
+
+
+def writers():
+    """Pids of the processes that write for this one."""
+    return [pid for pid in descendants(os.getpid()) if b"save.worker" in _command(pid)]
+
+
+def _command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def the_writer():
+    (pid,) = writers()
+    return pid
+
+
+def state(value=0.0):
+    return {"weights": np.full(300_000, float(value)), "table": {"step": value}}
+
+
+def fill(it, value):
+    it["weights"][:] = value
+    it["table"]["step"] = value
+
+
+def restored(root):
+    back = state()
+    step = CheckpointManager(root, back).restore_latest()
+    assert (back["weights"] == (step or 0)).all()
+    assert back["table"]["step"] == (step or 0)
+    return step
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A state and its manager, which has saved step 1."""
+    it = state(1)
+    manager = CheckpointManager(tmp_path, it, options=OPTIONS)
+    manager.save(1, blocking=True)
+    yield it, manager
+    manager.close()
+    assert writers() == []
+
+
+def test_what_is_saved_is_the_state_at_that_moment(run, tmp_path):
+    it, manager = run
+    pid = the_writer()
+    os.kill(pid, signal.SIGSTOP)
+    fill(it, 2)
+    manager.save(2)
+    fill(it, -1)
+    assert manager.all_steps() == [1]
+    assert manager.last_saved_step == 1
+    os.kill(pid, signal.SIGCONT)
+    manager.wait()
+    assert manager.last_saved_step == 2
+    assert restored(tmp_path) == 2
+
+
+def test_a_writer_that_dies_is_started_again_and_loses_nothing(run, tmp_path, caplog):
+    it, manager = run
+    first = the_writer()
+    os.kill(first, signal.SIGSTOP)
+    fill(it, 2)
+    manager.save(2)
+    fill(it, -1)
+    os.kill(first, signal.SIGKILL)
+    manager.wait()
+    assert restored(tmp_path) == 2
+    assert "the process that writes checkpoints died (exit -9); it is started again" in caplog.text
+    assert the_writer() != first
+
+
+def test_a_writer_that_dies_between_saves_is_started_again(run, tmp_path):
+    it, manager = run
+    os.kill(the_writer(), signal.SIGKILL)
+    fill(it, 2)
+    manager.save(2, blocking=True)
+    assert restored(tmp_path) == 2
+
+
+def test_a_writer_that_dies_again_and_again_is_an_error_of_that_save_alone(run, tmp_path):
+    it, manager = run
+    os.kill(the_writer(), signal.SIGSTOP)
+    manager.save(2)
+    dead = set()
+
+    def kill_each():
+        try:
+            manager.step(2)
+        except RetryableError as error:
+            return error
+        for pid in set(writers()) - dead:
+            os.kill(pid, signal.SIGKILL)
+            dead.add(pid)
+        return None
+
+    error = wait_until(kill_each, what="the error", deadline=Deadline(60))
+    assert "died 2 times (exit -9)" in str(error)
+    assert len(dead) == 2
+    fill(it, 3)
+    manager.save(3, blocking=True)
+    assert restored(tmp_path) == 3
+
+
+def test_signals_that_stop_a_job_do_not_stop_its_writer(run, tmp_path):
+    it, manager = run
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(the_writer(), number)
+    pid = the_writer()
+    fill(it, 2)
+    manager.save(2, blocking=True)
+    assert the_writer() == pid
+    assert restored(tmp_path) == 2
+
+
+def test_a_failure_surfaces_at_the_next_step(tmp_path):
+    root = tmp_path / "run"
+    manager = CheckpointManager(root, state(1), options=OPTIONS)
+    manager.save(1, blocking=True)
+    root.rename(tmp_path / "away")
+    root.write_text("no folder any more")
+    manager.save(2)
+
+    def steps():
+        try:
+            manager.step(2)
+        except OSError as error:
+            return error
+        return None
+
+    error = wait_until(steps, what="the error", deadline=Deadline(60))
+    assert str(error) == f"[Errno 17] File exists: '{root}'"
+    root.unlink()
+    (tmp_path / "away").rename(root)
+    manager.save(3, blocking=True)  # the error was told once, and is over
+    assert manager.all_steps() == [1, 3]
+    manager.close()
+
+
+def test_steps_see_the_commit_without_waiting(run):
+    _, manager = run
+    manager.save(2)
+
+    def steps():
+        assert not manager.step(2)
+        return manager.last_saved_step == 2
+
+    wait_until(steps, what="the commit", deadline=Deadline(60))
+
+
+@pytest.mark.parametrize("busy", ["wait", "skip"])
+def test_a_save_that_is_due_while_another_is_under_way(tmp_path, busy, caplog):
+    options = replace(OPTIONS, when_busy=busy)
+    manager = CheckpointManager(tmp_path, state(0), save=EverySteps(1), options=options)
+    manager.step(1)
+    manager.wait()
+    pid = the_writer()
+    os.kill(pid, signal.SIGSTOP)
+    assert manager.step(2)
+    if busy == "skip":
+        assert not manager.step(3)
+        assert "a save is left out" in caplog.text
+        os.kill(pid, signal.SIGCONT)
+        manager.wait()
+        assert manager.all_steps() == [1, 2]
+    else:
+        subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -CONT {pid}"]).wait()
+        assert manager.step(3)
+        manager.wait()
+        assert manager.all_steps() == [1, 2, 3]
+    manager.close()
+
+
+def test_where_a_copy_does_not_fit_training_waits(run, tmp_path, monkeypatch, caplog):
+    it, manager = run
+    monkeypatch.setattr("trainkit.checkpoint.save.writers.memory_left", lambda: 1_000_000)
+    it["more"] = np.zeros(1_000_000)
+    fill(it, 2)
+    os.kill(the_writer(), signal.SIGSTOP)  # it is not asked
+    manager.save(2)
+    manager.wait()
+    os.kill(the_writer(), signal.SIGCONT)
+    assert "does not fit into the memory that is left (1 MiB)" in caplog.text
+    assert manager.all_steps() == [1, 2]
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from trainkit.checkpoint import CheckpointManager
+
+if __name__ == "__main__":
+    manager = CheckpointManager(sys.argv[1], {"weights": np.ones(3_000_000), "table": {"step": 1}})
+    manager.save(1)
+    print(open("/proc/thread-self/children").read(), flush=True)
+    if sys.argv[2] == "wait for a kill":
+        sys.stdin.read()
+"""
+
+
+def start(root, what):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(root), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_script_that_ends_after_save_has_saved(tmp_path):
+    with start(tmp_path, "end") as script:
+        out, err = script.communicate(timeout=120)
+    assert script.returncode == 0, err
+    back = {"weights": np.zeros(3_000_000), "table": {}}
+    assert CheckpointManager(tmp_path, back).restore_latest() == 1
+    assert back["weights"].all()
+    assert not os.path.exists(f"/proc/{out.strip()}")
+
+
+def test_a_writer_ends_with_the_process_that_it_writes_for(tmp_path):
+    with start(tmp_path, "wait for a kill") as script:
+        pid = script.stdout.readline().strip()
+        wait_until(lambda: b"save.worker" in _command(pid), what="it", deadline=Deadline(60))
+        script.kill()
+    wait_until(lambda: b"save.worker" not in _command(pid), what="its end", deadline=Deadline(60))
+
+
+def test_large_entries_are_divided_and_read_by_anybody(tmp_path, on_ranks, monkeypatch):
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    monkeypatch.setattr(division, "SPLIT_BYTES", 2000)
+
+    def model():
+        torch.manual_seed(5)
+        return torch.nn.Sequential(*[torch.nn.Linear(30, 30) for _ in range(6)])
+
+    models = [model() for _ in range(3)]  # the threads that are ranks share one generator
+
+    def rank(communicator):
+        it = {"model": models[communicator.rank], "own": PerRank({"rank": communicator.rank})}
+        manager = CheckpointManager(tmp_path, it, communicator=communicator, options=OPTIONS)
+        manager.save(1)
+        manager.wait()
+        manager.close()
+        return manager.all_steps()
+
+    assert on_ranks(3, rank) == [[1]] * 3
+    (folder,) = tmp_path.glob("step-*")
+    index = json.loads((folder / "model/model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == 3
+    expected = {name: value.clone() for name, value in model().state_dict().items()}
+    for name, file in index["weight_map"].items():
+        assert torch.equal(safetensors.load_file(folder / "model" / file)[name], expected[name])
+    back = model()
+    torch.nn.init.zeros_(back[0].weight)
+    assert CheckpointManager(tmp_path, {"model": back}).restore_latest() == 1
+    assert all(torch.equal(value, expected[name]) for name, value in back.state_dict().items())
+
+
+def test_ranks_that_hold_different_tensors_are_named(tmp_path, on_ranks, monkeypatch):
+    monkeypatch.setattr(division, "SPLIT_BYTES", 2000)
+
+    def rank(communicator):
+        it = {"weights": np.zeros((2000, 3 if communicator.rank == 2 else 4))}
+        manager = CheckpointManager(tmp_path, it, communicator=communicator, options=OPTIONS)
+        manager.save(1)
+        try:
+            manager.close()
+        except UsageError as error:
+            return str(error)
+
+    for text in on_ranks(3, rank):
+        assert "ranks hold different tensors: those of rank(s) 2 are not those of rank 0" in text
+    assert CheckpointManager(tmp_path, {}).all_steps() == []
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_fails_on_one_rank_is_told_at_its_next_step_and_raised_on_all(
+    tmp_path, on_ranks, failing, caplog
+):
+    caplog.set_level(logging.WARNING)
+
+    class Unsavable:
+        broken = False
+
+        def state_dict(self):
+            return {"value": object() if self.broken else 1}
+
+        def load_state_dict(self, state_dict):
+            pass
+
+    def rank(communicator):
+        it = {"value": PerRank(Unsavable())}
+        manager = CheckpointManager(tmp_path, it, communicator=communicator, options=OPTIONS)
+        manager.save(1)
+        it["value"].value.broken = communicator.rank == failing
+        raised = []
+        for action in (
+            lambda: manager.save(2),
+            manager.wait,
+            lambda: manager.save(3),
+            manager.close,
+        ):
+            try:
+                action()
+            except UsageError as error:
+                raised.append(str(error))
+                it["value"].value.broken = False
+            else:
+                raised.append(None)
+        return raised, manager.all_steps()
+
+    for number, (raised, steps) in enumerate(on_ranks(2, rank)):
+        at_save, at_wait, *later = raised
+        assert (at_save is not None) is (number == failing)
+        assert f"rank {failing}.entries.value.value is a object" in at_wait
+        assert ("failed: UsageError" in at_wait) is (number != failing)
+        assert later == [None, None]
+        assert steps == [1, 3]
