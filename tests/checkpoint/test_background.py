@@ -344,3 +344,60 @@ def test_what_fails_on_one_rank_is_told_at_its_next_step_and_raised_on_all(
         assert ("failed: UsageError" in at_wait) is (number != failing)
         assert later == [None, None]
         assert steps == [1, 3]
+
+
+def test_a_rank_that_leaves_by_an_error_waits_for_nobody(tmp_path, on_ranks):
+    """And what it had to write is there, so that the others can still commit."""
+
+    def rank(communicator):
+        manager = CheckpointManager(
+            tmp_path, {"value": {"a": 1}}, communicator=communicator, options=OPTIONS
+        )
+        manager.save(1)
+        if communicator.rank == 1:
+            manager.close(failed=True)
+            return None
+        manager.wait()
+        manager.close(failed=True)
+        return manager.all_steps()
+
+    assert on_ranks(2, rank) == [[1], None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "torch.arange(6.0).reshape(2, 3).t()",
+        "torch.arange(12).reshape(3, 4)[:, ::2]",
+        "torch.zeros(3, 4)[:, :0]",
+        "torch.tensor(5.0, dtype=torch.bfloat16)",
+        "torch.tensor([1 + 2j, 3 - 1j]).conj()",
+        "torch.ones(3).expand(4, 3)",
+        "torch.tensor([True, False])",
+        "torch.nn.Parameter(torch.ones(2, 2))",
+    ],
+)
+def test_tensors_of_every_kind_are_copied_as_their_shape_says(tmp_path, make):
+    torch = pytest.importorskip("torch")
+    value = eval(make, {"torch": torch})
+    manager = CheckpointManager(tmp_path, {"it": (it := {"value": value})}, options=OPTIONS)
+    for step in (1, 2):  # the second time into views that are there already
+        manager.save(step, blocking=True)
+    it["value"] = None
+    manager.restore_latest()
+    assert torch.equal(it["value"], value)
+    assert it["value"].dtype == value.dtype
+    manager.close()
+
+
+def test_a_state_that_grows_and_shrinks(tmp_path):
+    torch = pytest.importorskip("torch")
+    it = {"value": torch.ones(10)}
+    manager = CheckpointManager(tmp_path, {"it": it}, options=OPTIONS)
+    for step, size in enumerate([10, 100_000, 7, 2_000_000, 3]):
+        it["value"] = torch.full((size,), float(step))
+        manager.save(step, blocking=True)
+        manager.restore(step)
+        assert it["value"].shape == (size,)
+        assert (it["value"] == step).all()
+    manager.close()

@@ -93,7 +93,7 @@ class CheckpointManager:
                 self._storage, state, self._communicator, self._options, generation, keep
             )
             # At exit too: what was being saved when a script ends is still committed.
-            weakref.finalize(self, self._saver.finish, self._options.timeout)
+            weakref.finalize(self, self._saver.finish, self._options.exit_timeout)
             return
         self._next_look = _NEVER
         if self._communicator.rank == 0:
@@ -241,14 +241,21 @@ class CheckpointManager:
             self._saver.settle()
             self._saver.tidy()
 
-    def close(self) -> None:
-        """Wait, and end saving; any number of times. Raises what ``wait`` raises."""
+    def close(self, *, failed: bool = False) -> None:
+        """Wait, and end saving; any number of times. Raises what ``wait`` raises.
+
+        Args:
+            failed: whether the run ends by an error, so that no other rank may be waited for.
+                What this rank has to write is still written, within ``exit_timeout`` seconds.
+        """
         self._closed = True
-        if self._saver is not None:
-            try:
+        if self._saver is None:
+            return
+        try:
+            if not failed:
                 self.wait()
-            finally:
-                self._saver.finish(0.0)
+        finally:
+            self._saver.finish(self._options.exit_timeout)
 
     def _look(self, step: int, metrics: Mapping[str, float] | None) -> bool:
         """Look after the save under way, and ask the policy if it is time for that."""

@@ -20,6 +20,9 @@ class CheckpointOptions:
     timeout: float = 1800.0
     """Seconds that a save may take until it is committed, and a restore until it has been read,
     the slowest rank's included."""
+    exit_timeout: float = 60.0
+    """Seconds for which a process that ends without ``close``, or by an error, waits for the save
+    that is under way."""
     attempts: int = 3
     """How often a save is tried while the storage answers with I/O errors."""
     pause: float = 2.0

@@ -18,7 +18,7 @@ from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.division import divide
-from trainkit.checkpoint.save.files import FileImage
+from trainkit.checkpoint.save.files import FileImage, Layouts
 from trainkit.checkpoint.save.generation import Claim, await_claim, claim
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.retention import keep_newest, remove_step
@@ -114,6 +114,7 @@ class Saver:
         self._options = options
         self._generation = generation
         self._keep = keep
+        self._layouts = Layouts()
         self._attempts = 0
         self._owner = os.getpid()
         self._flight: _Flight | None = None
@@ -257,9 +258,9 @@ class Saver:
         for name, entry, described in capture_shared(self._state):
             entries[name] = entry
             documents += described
-        division = divide(documents, rank, world_size)
+        division = divide(documents, rank, world_size, self._layouts)
         # By itself, so that it is not counted as one that is the same on all ranks.
-        own = divide([capture_rank(self._state, rank)], 0, 1)
+        own = divide([capture_rank(self._state, rank)], 0, 1, self._layouts)
         return entries, division.images + own.images, division.checksum
 
     def _warm(self) -> None:

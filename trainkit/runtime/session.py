@@ -140,6 +140,7 @@ class Session:
         """
         for manager in self._context.managers if self._context is not None else ():
             manager.save_unsaved()
+            manager.wait()
         if self._monitor is not None and self._monitor.told and self._monitor.stopped_at is None:
             raise Preempted("main returned after a notice to stop; what was unsaved is saved")
 
@@ -147,8 +148,9 @@ class Session:
         """After all ranks stopped together: save with the managers that were not asked yet."""
         step = self._monitor.stopped_at if self._monitor is not None else None
         for manager in self._context.managers if self._context is not None else ():
+            manager.wait()
             if step is not None and manager.last_saved_step != step:
-                manager.save(step)
+                manager.save(step, blocking=True)
 
     def close(self, *, failed: bool) -> None:
         """Leave in order; after a failure without waiting for anybody."""
@@ -160,7 +162,7 @@ class Session:
             if context is not None:
                 stack.callback(context.close_console)
                 for manager in context.managers:
-                    stack.callback(manager.close)
+                    stack.callback(manager.close, failed=failed)
 
     def _agree_to_stop(self, monitor: RankMonitor) -> None:
         communicator = self._strategy.communicator

@@ -19,8 +19,8 @@ from trainkit.errors import CheckpointDamagedError, UsageError
 def through_disk(value):
     encoder = Encoder("entry")
     data = to_json_bytes(encoder.encode(value))
-    head, ordered = lay_out(encoder.tensors, framework="np")
-    tensors = bytearray(head + b"".join(tensor.load() for tensor in ordered))
+    head, order, _ = lay_out(encoder.tensors, framework="np")
+    tensors = bytearray(head + b"".join(encoder.tensors[name].load() for name in order))
     return decode(from_json_bytes(data), parse(memoryview(tensors)))
 
 

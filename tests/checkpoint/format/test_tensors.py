@@ -23,8 +23,10 @@ def tensor(dtype, shape):
 
 
 def file_of(tensors):
-    head, ordered = lay_out(tensors, framework="pt")
-    return head + b"".join(tensor.load() for tensor in ordered)
+    head, order, size = lay_out(tensors, framework="pt")
+    data = head + b"".join(tensors[name].load() for name in order)
+    assert len(data) == size
+    return data
 
 
 shapes = st.lists(st.integers(0, 4), max_size=3)

@@ -10,6 +10,7 @@ from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.format.layout import tensor_files
 from trainkit.checkpoint.format.tensors import TensorSource
 from trainkit.checkpoint.save.division import SPLIT_BYTES, divide
+from trainkit.checkpoint.save.files import Layouts
 
 MIB = 1 << 20
 
@@ -26,7 +27,7 @@ def document(path, sizes, **json_value):
 
 
 def plans(documents, world_size):
-    return [divide(documents, rank, world_size) for rank in range(world_size)]
+    return [divide(documents, rank, world_size, Layouts()) for rank in range(world_size)]
 
 
 def names_of(image):
@@ -79,7 +80,8 @@ def test_one_giant_tensor_stays_whole():
 
 def test_other_tensors_have_another_checksum():
     one, other = (
-        divide([document("model/model", [size] * 2)], 0, 2) for size in (64 * MIB, 65 * MIB)
+        divide([document("model/model", [size] * 2)], 0, 2, Layouts())
+        for size in (64 * MIB, 65 * MIB)
     )
     assert one.checksum != other.checksum
 

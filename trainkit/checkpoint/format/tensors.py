@@ -37,6 +37,8 @@ class TensorSource:
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], Bytes]
+    origin: Any = None
+    """The framework's own tensor, for copies of many at a time."""
 
     @property
     def num_bytes(self) -> int:
@@ -53,9 +55,7 @@ class StoredTensor:
     data: memoryview
 
 
-def lay_out(
-    tensors: Mapping[str, TensorSource], *, framework: str
-) -> tuple[bytes, list[TensorSource]]:
+def lay_out(tensors: Mapping[str, TensorSource], *, framework: str) -> tuple[bytes, list[str], int]:
     """Plan a safetensors file.
 
     Args:
@@ -63,7 +63,8 @@ def lay_out(
         framework: the format's own mark of origin, ``pt`` or ``np``, that readers ask for.
 
     Returns:
-        The file's first bytes, and the tensors whose bytes follow, without gaps.
+        The file's first bytes, the names of the tensors whose bytes follow, without gaps, and
+        the file's size in bytes.
     """
     # Widest elements first keeps every tensor aligned to its own element size.
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
@@ -80,7 +81,7 @@ def lay_out(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text, [tensors[name] for name in order]
+    return len(text).to_bytes(8, "little") + text, order, 8 + len(text) + offset
 
 
 def parse(data: memoryview) -> dict[str, StoredTensor]:

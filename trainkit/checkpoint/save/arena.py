@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from typing import Any
 
 __all__ = ["Arena"]
 
@@ -18,6 +19,8 @@ class Arena:
         """Make one of no size."""
         self.descriptor = os.memfd_create("trainkit-checkpoint", os.MFD_CLOEXEC)
         self.size = 0
+        self.places: tuple[list[Any], list[Any]] | None = None
+        """A framework's views of it, and what they are views of; forgotten when it grows."""
         self._map: mmap.mmap | None = None
 
     def reserve(self, size: int) -> None:
@@ -34,15 +37,24 @@ class Arena:
             self.size = -(-(size + size // 16) // _PAGE) * _PAGE
             os.ftruncate(self.descriptor, self.size)
 
-    def view(self, offset: int, size: int) -> memoryview:
-        """Bytes of it; to be released before it grows or closes.
+    @property
+    def memory(self) -> mmap.mmap:
+        """All of it.
 
         Raises:
             OSError: there is not that much memory.
         """
         if self._map is None:
             self._map = mapped(self.descriptor, self.size)
-        with memoryview(self._map) as whole:
+        return self._map
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Bytes of it; to be released before it grows or closes.
+
+        Raises:
+            OSError: there is not that much memory.
+        """
+        with memoryview(self.memory) as whole:
             return whole[offset : offset + size]
 
     def close(self) -> None:
@@ -54,6 +66,7 @@ class Arena:
         self.size = 0
 
     def _unmap(self) -> None:
+        self.places = None
         if self._map is not None:
             self._map.close()
             self._map = None

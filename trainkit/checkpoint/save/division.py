@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.format.checksums import digest
 from trainkit.checkpoint.format.layout import index_path, piece_path
-from trainkit.checkpoint.format.tensors import TensorSource, lay_out
-from trainkit.checkpoint.save.files import FileImage
+from trainkit.checkpoint.format.tensors import TensorSource
+from trainkit.checkpoint.save.files import FileImage, Layouts
 
 __all__ = ["SPLIT_BYTES", "Division", "divide"]
 
@@ -27,7 +27,7 @@ class Division:
     checksum: str
 
 
-def divide(documents: Sequence[Document], rank: int, world_size: int) -> Division:
+def divide(documents: Sequence[Document], rank: int, world_size: int, layouts: Layouts) -> Division:
     """Plan the files of ``rank``; no rank asks another.
 
     Every rank holds the same tensors, so each comes to the same plan by itself: the largest
@@ -39,6 +39,7 @@ def divide(documents: Sequence[Document], rank: int, world_size: int) -> Divisio
         documents: of the shared state.
         rank: whose files to plan.
         world_size: number of ranks.
+        layouts: of the files, as far as they are known from the save before.
     """
     images: list[FileImage] = []
     plan = []
@@ -49,17 +50,18 @@ def divide(documents: Sequence[Document], rank: int, world_size: int) -> Divisio
             images.append(FileImage.of_json(document))
         if document.tensors is None:
             continue
-        size = sum(tensor.num_bytes for tensor in document.tensors.values())
-        if world_size > 1 and size >= 2 * SPLIT_BYTES:
-            divided.append((document.path, document.tensors, size))
-            continue
-        loads[0] += size
+        if world_size > 1:
+            size = sum(tensor.num_bytes for tensor in document.tensors.values())
+            if size >= 2 * SPLIT_BYTES:
+                divided.append((document.path, document.tensors, size))
+                continue
+            loads[0] += size
         if rank == 0:
-            images.append(_image(f"{document.path}.safetensors", document.tensors))
+            images.append(layouts.image(f"{document.path}.safetensors", document.tensors))
     for path, tensors, size in divided:
         pieces = _pieces(tensors, loads, min(world_size, size // SPLIT_BYTES))
         plan.append([path, [[n, t.dtype, list(t.shape)] for n, t in tensors.items()]])
-        images += _files(path, pieces, rank)
+        images += _files(path, pieces, rank, layouts)
     return Division(images, digest(json.dumps(plan).encode()) if plan else "")
 
 
@@ -80,14 +82,16 @@ def _pieces(
     return {rank: pieces[rank] for rank in sorted(pieces)}
 
 
-def _files(path: str, pieces: Mapping[int, Tensors], rank: int) -> Iterator[FileImage]:
+def _files(
+    path: str, pieces: Mapping[int, Tensors], rank: int, layouts: Layouts
+) -> Iterator[FileImage]:
     if len(pieces) == 1:  # one tensor that holds all of the bytes
         if rank in pieces:
-            yield _image(f"{path}.safetensors", pieces[rank])
+            yield layouts.image(f"{path}.safetensors", pieces[rank])
         return
     names = {writer: piece_path(path, i + 1, len(pieces)) for i, writer in enumerate(pieces)}
     if rank in pieces:
-        yield _image(names[rank], pieces[rank])
+        yield layouts.image(names[rank], pieces[rank])
     if rank == 0:
         placed = {
             name: names[writer].rpartition("/")[2]
@@ -96,9 +100,4 @@ def _files(path: str, pieces: Mapping[int, Tensors], rank: int) -> Iterator[File
         }
         total = sum(t.num_bytes for tensors in pieces.values() for t in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        yield FileImage(index_path(path), json.dumps(index, indent=1).encode() + b"\n")
-
-
-def _image(path: str, tensors: Tensors) -> FileImage:
-    head, ordered = lay_out(tensors, framework="pt")
-    return FileImage(path, head, ordered)
+        yield FileImage.of_bytes(index_path(path), json.dumps(index, indent=1).encode() + b"\n")

@@ -1,14 +1,14 @@
 """Files as they will lie in the storage, before their bytes are anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.adapters.values import to_json_bytes
-from trainkit.checkpoint.format.tensors import TensorSource
+from trainkit.checkpoint.format.tensors import TensorSource, lay_out
 from trainkit.storage import Bytes
 
-__all__ = ["FileImage"]
+__all__ = ["FileImage", "Layouts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +16,20 @@ class FileImage:
     """A file of a step folder: some bytes, and after them tensors that are still elsewhere."""
 
     path: str
+    size: int
+    """Bytes in all."""
     head: bytes
     tensors: list[TensorSource] = field(default_factory=list)
 
     @classmethod
+    def of_bytes(cls, path: str, data: bytes) -> "FileImage":
+        """A file without tensors."""
+        return cls(path, len(data), data)
+
+    @classmethod
     def of_json(cls, document: Document) -> "FileImage":
         """The values of a document."""
-        return cls(f"{document.path}.json", to_json_bytes(document.json))
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return len(self.head) + sum(tensor.num_bytes for tensor in self.tensors)
+        return cls.of_bytes(f"{document.path}.json", to_json_bytes(document.json))
 
     def parts(self) -> Iterator[Bytes]:
         """The bytes, one tensor after the other.
@@ -42,13 +44,18 @@ class FileImage:
                 raise ValueError(f"{self.path}: {len(data)} bytes, not {tensor.num_bytes}")
             yield data
 
-    def fill(self, buffer: memoryview) -> None:
-        """Copy the bytes into a buffer of their size.
 
-        Raises:
-            ValueError: a tensor's bytes are not as many as its shape says.
-        """
-        begin = 0
-        for part in self.parts():
-            buffer[begin : begin + len(part)] = part
-            begin += len(part)
+class Layouts:
+    """Plans files of tensors, and remembers the plans: from save to save they are the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[list[object], bytes, list[str], int]] = {}
+
+    def image(self, path: str, tensors: Mapping[str, TensorSource]) -> FileImage:
+        """The file that holds ``tensors``."""
+        key: list[object] = [(name, t.dtype, t.shape) for name, t in tensors.items()]
+        known = self._known.get(path)
+        if known is None or known[0] != key:
+            known = self._known[path] = (key, *lay_out(tensors, framework="pt"))
+        _, head, order, size = known
+        return FileImage(path, size, head, [tensors[name] for name in order])

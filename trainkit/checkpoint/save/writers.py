@@ -6,6 +6,7 @@ from typing import Protocol
 
 from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.checksums import ChunkHasher, FileRecord
+from trainkit.checkpoint.save.copying import fill
 from trainkit.checkpoint.save.files import FileImage
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.process import WriterProcess
@@ -121,11 +122,7 @@ class Background:
             return
         self._current = self._process
         self._process.make_ready()
-        arena = self._process.arena
-        arena.reserve(size)
-        for image in images:
-            with arena.view(*files[image.path]) as view:
-                image.fill(view)
+        fill(self._process.arena, [(files[image.path][0], image) for image in images], size)
         self._process.submit(job, files)
 
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:

@@ -65,7 +65,7 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
         flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         return flat.view(torch.uint8).numpy().data
 
-    return TensorSource(_DTYPES[tensor.dtype], tuple(tensor.shape), load)
+    return TensorSource(_DTYPES[tensor.dtype], tuple(tensor.shape), load, tensor)
 
 
 def restored(stored: StoredTensor) -> torch.Tensor:

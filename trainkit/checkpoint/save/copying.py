@@ -1,0 +1,40 @@
+"""From tensors to the arena: the time for which training stands still."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trainkit.checkpoint.save.arena import Arena
+from trainkit.checkpoint.save.files import FileImage
+from trainkit.frameworks import loaded
+
+__all__ = ["fill"]
+
+
+def fill(arena: Arena, images: Sequence[tuple[int, FileImage]], size: int) -> None:
+    """Copy the bytes of files into an arena.
+
+    Args:
+        arena: grows to what is needed.
+        images: each with the place where it begins, on a page boundary.
+        size: bytes that are needed in all.
+
+    Raises:
+        OSError: there is not that much memory.
+        ValueError: a tensor's bytes are not as many as its shape says.
+    """
+    arena.reserve(size)
+    together: list[tuple[int, Any]] = []
+    with arena.view(0, size) as view:
+        for begin, image in images:
+            end = begin + len(image.head)
+            view[begin:end] = image.head
+            for tensor in image.tensors:
+                begin, end = end, end + tensor.num_bytes
+                if tensor.origin is None:
+                    view[begin:end] = tensor.load()
+                elif begin < end:
+                    together.append((begin, tensor.origin))
+    if together and loaded("torch"):
+        from trainkit.checkpoint.save.torch import copy_together
+
+        copy_together(arena, together)
