@@ -15,6 +15,8 @@ from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
 from trainkit.checkpoint.restoring import Restorer
+from trainkit.checkpoint.retention import RetentionPolicy, as_policy
+from trainkit.checkpoint.save.retention import Retention
 from trainkit.checkpoint.saving import Saver, claim_together
 from trainkit.checkpoint.schedule import Schedule
 from trainkit.coordination import Communicator
@@ -43,7 +45,7 @@ class CheckpointManager:
         state: Mapping[str, Any],
         *,
         save: SavePolicy | None = None,
-        keep: int = 3,
+        keep: int | RetentionPolicy = 3,
         communicator: Communicator | None = None,
         monitor: StopMonitor | None = None,
         options: CheckpointOptions | None = None,
@@ -56,7 +58,8 @@ class CheckpointManager:
                 (torch's modules and optimizers among them), dicts, lists, arrays, tensors. An
                 entry is taken to be the same on all ranks unless it is a ``PerRank``.
             save: when ``step`` saves; every 10 minutes by default.
-            keep: number of newest valid checkpoints that stay.
+            keep: which checkpoints stay after a save: a number of the newest that are whole,
+                or a policy. The newest whole one and pinned ones stay in any case.
             communicator: of the ranks that save together; this process alone by default.
             monitor: asked by ``step`` whether the job is to stop.
             options: time limits.
@@ -67,8 +70,7 @@ class CheckpointManager:
             EnvironmentFaultError: ranks do not see the same folder, or it is not one of
                 checkpoints.
         """
-        if keep < 1:
-            raise UsageError(f"keep={keep}: at least 1 checkpoint has to stay")
+        policy = as_policy(keep)
         if save is not None and not isinstance(save, SavePolicy):
             raise UsageError(f"save={save!r}: expected a policy, such as EverySteps(100)")
         check_state(state)
@@ -90,7 +92,12 @@ class CheckpointManager:
         if self._storage is not None:
             generation = claim_together(self._storage, self._communicator, self._options)
             self._saver = Saver(
-                self._storage, state, self._communicator, self._options, generation, keep
+                self._storage,
+                state,
+                self._communicator,
+                self._options,
+                generation,
+                Retention(self._storage, policy, generation=generation),
             )
             # At exit too: what was being saved when a script ends is still committed.
             weakref.finalize(self, self._saver.finish, self._options.exit_timeout)

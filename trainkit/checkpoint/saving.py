@@ -21,7 +21,7 @@ from trainkit.checkpoint.save.division import divide
 from trainkit.checkpoint.save.files import FileImage, Layouts
 from trainkit.checkpoint.save.generation import Claim, await_claim, claim
 from trainkit.checkpoint.save.job import Job
-from trainkit.checkpoint.save.retention import keep_newest, remove_step
+from trainkit.checkpoint.save.retention import Retention, remove_step
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
 from trainkit.coordination import Communicator, PrefixedStore
 from trainkit.errors import DeadlineError, TrainkitError
@@ -96,7 +96,7 @@ class Saver:
         communicator: Communicator,
         options: CheckpointOptions,
         generation: int,
-        keep: int,
+        retention: Retention,
     ) -> None:
         """Start a process that writes, where there is to be one.
 
@@ -106,14 +106,14 @@ class Saver:
             communicator: of the ranks that save together.
             options: time limits, and whether to write beside training.
             generation: claimed from the root.
-            keep: number of newest valid checkpoints that stay.
+            retention: removes old checkpoints after a commit.
         """
         self._storage = storage
         self._state = state
         self._communicator = communicator
         self._options = options
         self._generation = generation
-        self._keep = keep
+        self._retention = retention
         self._layouts = Layouts()
         self._attempts = 0
         self._owner = os.getpid()
@@ -374,7 +374,7 @@ class Saver:
     def _remove_old(self) -> None:
         """Old checkpoints go only after a newer one is there; a failure costs space alone."""
         try:
-            keep_newest(self._storage, self._keep, generation=self._generation)
+            self._retention.apply()
         except (OSError, TrainkitError) as error:
             log.warning("old checkpoints could not be removed: %s", error)
 

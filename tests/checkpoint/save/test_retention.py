@@ -1,13 +1,29 @@
 """What stays: the newest valid ones, always at least one, and nothing is lost to a failure."""
 
+import math
 import shutil
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import (
+    CheckpointManager,
+    KeepAny,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    plan_removals,
+    remove_step,
+)
+from trainkit.checkpoint.format.catalog import step_folders
+from trainkit.checkpoint.format.checksums import FileRecord, digest
+from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.format.manifest import Manifest
+from trainkit.checkpoint.format.pins import pin, unpin
+from trainkit.checkpoint.save.retention import Retention
 from trainkit.storage import LocalStorage
 
 
@@ -117,6 +133,151 @@ def test_a_folder_removed_by_half_is_no_checkpoint(tmp_path, box, monkeypatch):
     manager.save(2, blocking=True)
     assert not (folder(tmp_path, 1) / "MANIFEST.json").exists()
     assert manager.all_steps() == [2]
+
+
+def test_the_best_and_the_last(tmp_path, box):
+    policy = KeepAny(KeepLast(2), KeepBest("loss"))
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=policy)
+    for step, loss in enumerate((0.9, 0.1, math.nan, 0.5, None, 0.4), 1):
+        manager.save(step, metrics={} if loss is None else {"loss": loss})
+    assert steps_on_disk(tmp_path) == [2, 5, 6]
+    manager.save(7, metrics={"loss": 0.1})
+    assert steps_on_disk(tmp_path) == [6, 7]
+
+
+def test_the_newest_stays_whatever_the_policy_says(tmp_path, box):
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=KeepAny())
+    for step in (1, 2, 3):
+        manager.save(step)
+        assert steps_on_disk(tmp_path) == [step]
+
+
+def test_a_policy_that_raises_ends_nothing_and_removes_nothing(tmp_path, box, caplog):
+    class Broken:
+        def keep(self, saved):
+            return [one.metrics["loss"] for one in saved]
+
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=Broken())
+    for step in (1, 2, 3):
+        manager.save(step)
+    assert steps_on_disk(tmp_path) == [1, 2, 3]
+    assert "Broken object at" in caplog.text
+    assert "raised KeyError('loss'), so nothing is removed" in caplog.text
+
+
+def test_pinned_ones_stay_until_they_are_unpinned(tmp_path, box):
+    storage = LocalStorage(tmp_path)
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=1)
+    manager.save(1)
+    first = step_folders(storage)[0]
+    pin(storage, first)
+    for step in (2, 3):
+        manager.save(step)
+    assert steps_on_disk(tmp_path) == [1, 3]
+    unpin(storage, first)
+    manager.save(4)
+    assert steps_on_disk(tmp_path) == [4]
+
+
+def test_a_damaged_one_stays_while_it_would_be_kept_if_it_were_whole(tmp_path, box):
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=KeepEvery(10))
+    for step in (10, 15, 20):
+        manager.save(step)
+    for step in (10, 20):
+        (folder(tmp_path, step) / "MANIFEST.json").write_bytes(b"{")
+    again = CheckpointManager(tmp_path, {"box": box(0)}, keep=KeepEvery(10))
+    again.save(21)
+    assert steps_on_disk(tmp_path) == [10, 20, 21]
+    again.save(22)
+    assert steps_on_disk(tmp_path) == [10, 20, 21, 22]  # 21 is the first whole one after 20
+
+
+def test_a_plan_changes_nothing_and_can_be_carried_out(tmp_path, box):
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=9)
+    for step in (1, 2, 3):
+        manager.save(step)
+    (folder(tmp_path, 2) / "state" / "box.json").unlink()
+    storage = LocalStorage(tmp_path)
+    cut_off = tmp_path / "step-0000000004.g01-0009"
+    cut_off.mkdir()
+    plan = plan_removals(storage, KeepLast(1))
+    assert [(r.folder.step, r.reason) for r in plan] == [
+        (2, "not kept"),
+        (1, "not kept"),
+    ]
+    assert all(removal.num_bytes > 0 for removal in plan)
+    assert steps_on_disk(tmp_path) == [1, 2, 3, 4]
+    for removal in plan:
+        remove_step(storage, removal.folder)
+    assert steps_on_disk(tmp_path) == [3, 4]  # step 4 may be under way
+    CheckpointManager(tmp_path, {"box": box(0)})  # the next run: now nobody can commit it
+    assert [r.reason for r in plan_removals(storage, KeepLast(1))] == ["cut off"]
+
+
+def test_where_a_later_run_has_saved_nothing_is_touched(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for step in (1, 2, 3):
+        commit(storage, StepFolder(step, 1, step), None)
+    storage.make_folder("step-0000000004.g02-0000")
+    assert Retention(storage, KeepLast(1), generation=1).apply() == []
+    reasons = [r.reason for r in Retention(storage, KeepLast(1), generation=2).apply()]
+    assert reasons == ["not kept", "not kept"]
+
+
+def test_a_save_reads_the_manifests_that_are_new_alone(tmp_path):
+    """Whatever the policy needs; only the newest three that stay are looked at again."""
+    storage = Counting(tmp_path)
+    for step in range(1, 101):
+        commit(storage, StepFolder(step, 1, step), float(-step))
+    retention = Retention(storage, KeepAny(KeepEvery(2), KeepBest("loss")), generation=1)
+    assert len(retention.apply()) == 50
+    storage.calls.clear()
+    for step in (102, 104, 106):
+        commit(storage, StepFolder(step, 1, step), None)
+        storage.calls.clear()
+        assert retention.apply() == []
+        assert storage.calls == {"names": 3, "read": 1, "size": 1}
+    commit(storage, StepFolder(107, 1, 107), None)
+    retention.apply()
+    commit(storage, StepFolder(108, 1, 108), None)
+    storage.calls.clear()
+    assert [r.folder.step for r in retention.apply()] == [107]
+    assert storage.calls == {"names": 3, "read": 1 + 3, "size": 1 + 3, "delete": 3}
+
+
+def commit(storage, folder, loss):
+    """Write a checkpoint of one file: what retention looks at, and no more."""
+    data = b"x" * 10
+    storage.write(f"{folder.name}/state/a.json", [data])
+    manifest = Manifest(
+        step=folder.step,
+        generation=folder.generation,
+        attempt=folder.attempt,
+        world_size=1,
+        created="2030-01-01T00:00:00+00:00",
+        written_by="test",
+        files={"state/a.json": FileRecord(len(data), (digest(data),))},
+        entries={},
+        metrics={} if loss is None else {"loss": loss},
+    )
+    storage.create(f"{folder.name}/MANIFEST.json", manifest.to_bytes())
+
+
+class Counting(LocalStorage):
+    """Counts its calls."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.calls = Counter()
+
+
+for _name in ("names", "read", "size", "delete"):
+
+    def _counted(self, *args, _name=_name):
+        self.calls[_name] += 1
+        return getattr(LocalStorage, _name)(self, *args)
+
+    setattr(Counting, _name, _counted)
 
 
 class Histories(RuleBasedStateMachine):

@@ -74,8 +74,13 @@ def valid(storage: Storage) -> Iterator[tuple[StepFolder, Manifest]]:
         yield folder, manifest
 
 
-def read_manifest(storage: Storage, folder: StepFolder) -> Manifest:
+def read_manifest(storage: Storage, folder: StepFolder, *, with_files: bool = True) -> Manifest:
     """Read a manifest, and check that the files it lists are there with their sizes.
+
+    Args:
+        storage: of the root.
+        folder: of the step.
+        with_files: False leaves the files unasked for, which costs a request each.
 
     Raises:
         CheckpointDamagedError: manifest or files are not whole; the message names the first.
@@ -92,7 +97,7 @@ def read_manifest(storage: Storage, folder: StepFolder) -> Manifest:
             f"{storage.url}/{folder.name} holds the manifest of step {manifest.step}, generation "
             f"{manifest.generation}, attempt {manifest.attempt}"
         )
-    for path, record in manifest.files.items():
+    for path, record in manifest.files.items() if with_files else ():
         size = storage.size(f"{folder.name}/{path}")
         if size != record.size:
             found = "is missing" if size is None else f"has {size} bytes"

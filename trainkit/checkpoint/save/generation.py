@@ -14,7 +14,7 @@ from trainkit.errors import DeadlineError, EnvironmentFaultError, InputMissingEr
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline, wait_until
 
-__all__ = ["Claim", "await_claim", "claim", "refuse_overtaken"]
+__all__ = ["Claim", "await_claim", "claim", "newest_generation", "refuse_overtaken"]
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def claim(storage: Storage) -> Claim:
     content = json.dumps(holder).encode()
     while True:
         taken = sorted(int(name) for name in storage.names(GENERATIONS) if name.isdecimal())
-        # Folders count too: a root copied without its dot-names must not start anew.
-        newest = max([*taken, *(folder.generation for folder in step_folders(storage))], default=0)
+        newest = newest_generation(storage)
         mine = Claim(newest + 1, content)
         try:
             storage.create(mine.path, content)
@@ -61,6 +60,13 @@ def claim(storage: Storage) -> Claim:
         for old in taken[:-_KEPT]:
             storage.delete(f"{GENERATIONS}/{old:010d}")
         return mine
+
+
+def newest_generation(storage: Storage) -> int:
+    """The generation that was claimed last; 0 where none was."""
+    taken = (int(name) for name in storage.names(GENERATIONS) if name.isdecimal())
+    # Folders count too: a root copied without its dot-names must not start anew.
+    return max([*taken, *(folder.generation for folder in step_folders(storage))], default=0)
 
 
 def await_claim(storage: Storage, theirs: Claim, *, rank: int, timeout: float) -> None:
