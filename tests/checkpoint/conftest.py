@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from trainkit.checkpoint import CheckpointOptions
+from trainkit.checkpoint.save.lease import release_all
 from trainkit.coordination import Communicator, MemoryStore
 
 
@@ -13,6 +14,13 @@ def _compiler_cache(tmp_path, monkeypatch):
     """torch's compiler, which optimizers import too, writes its cache's place into the
     environment unless it is there."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / ".inductor"))
+
+
+@pytest.fixture(autouse=True)
+def _leases_end():
+    """A storage that fails on demand keeps what it raised, and so the manager with its lease."""
+    yield
+    release_all()
 
 
 @pytest.fixture

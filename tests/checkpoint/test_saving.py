@@ -77,6 +77,8 @@ def save_with(storage, monkeypatch, step, **options):
         return manager
 
 
+# The thread that keeps the lease dies with its process.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("links", [True, False])
 def test_death_at_every_operation(tmp_path, monkeypatch, links):
     """The newest committed step is restored, whatever the operation that was the last."""

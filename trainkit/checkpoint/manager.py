@@ -12,12 +12,13 @@ from typing import Any
 from trainkit.checkpoint.adapters.state import check_state
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.holding import Hold, hold_together
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
 from trainkit.checkpoint.restoring import Restorer
 from trainkit.checkpoint.retention import RetentionPolicy, as_policy
 from trainkit.checkpoint.save.retention import Retention
-from trainkit.checkpoint.saving import Saver, claim_together
+from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
 from trainkit.coordination import Communicator
 from trainkit.errors import ExitCode, InputMissingError, Preempted, TrainkitError, UsageError
@@ -50,7 +51,9 @@ class CheckpointManager:
         monitor: StopMonitor | None = None,
         options: CheckpointOptions | None = None,
     ) -> None:
-        """Open a folder of checkpoints, and claim it for this process.
+        """Open a folder of checkpoints, and take it for this run until ``close``.
+
+        A run that has it already is waited for if it may be dead or about to end.
 
         Args:
             url: local path or ``file://`` URL, the same on all ranks; None saves nothing.
@@ -67,8 +70,8 @@ class CheckpointManager:
         Raises:
             UsageError: a name or an entry that cannot be saved, or an argument out of range.
             NoPermissionError: nothing can be written there.
-            EnvironmentFaultError: ranks do not see the same folder, or it is not one of
-                checkpoints.
+            EnvironmentFaultError: another run has the folder and is alive, or ranks do not see
+                the same folder, or it is not one of checkpoints.
         """
         policy = as_policy(keep)
         if save is not None and not isinstance(save, SavePolicy):
@@ -89,8 +92,10 @@ class CheckpointManager:
         self._seen_step: int | None = None
         self._storage = None if url is None else open_storage(url)
         self._saver: Saver | None = None
-        if self._storage is not None:
-            generation = claim_together(self._storage, self._communicator, self._options)
+        self._hold: Hold | None = None
+        if self._storage is not None and not self._options.read_only:
+            self._hold = hold_together(self._storage, self._communicator, self._options)
+            generation = self._hold.generation
             self._saver = Saver(
                 self._storage,
                 state,
@@ -103,7 +108,7 @@ class CheckpointManager:
             weakref.finalize(self, self._saver.finish, self._options.exit_timeout)
             return
         self._next_look = _NEVER
-        if self._communicator.rank == 0:
+        if self._storage is None and self._communicator.rank == 0:
             log.warning("no checkpoint folder was given: nothing is saved, a restart begins anew")
 
     @property
@@ -167,6 +172,8 @@ class CheckpointManager:
         """
         if self._closed:
             raise UsageError("save() after close(): the checkpoint manager was closed")
+        if self._options.read_only:
+            raise UsageError(f"save() to {self.url}, which was opened with read_only=True")
         if self._saver is None:
             return
         began = time.monotonic()
@@ -191,7 +198,9 @@ class CheckpointManager:
 
         For the end of a run, where the policy is silent. Raises what ``save`` raises.
         """
-        if self._seen_step is not None and not self._is_saved(self._seen_step):
+        if self._saver is None or self._seen_step is None:
+            return
+        if not self._is_saved(self._seen_step):
             self.save(self._seen_step)
 
     def restore_latest(self) -> int | None:
@@ -249,7 +258,9 @@ class CheckpointManager:
             self._saver.tidy()
 
     def close(self, *, failed: bool = False) -> None:
-        """Wait, and end saving; any number of times. Raises what ``wait`` raises.
+        """Wait, end saving, and leave the folder to other runs; any number of times.
+
+        Raises what ``wait`` raises.
 
         Args:
             failed: whether the run ends by an error, so that no other rank may be waited for.
@@ -263,6 +274,8 @@ class CheckpointManager:
                 self.wait()
         finally:
             self._saver.finish(self._options.exit_timeout)
+            if self._hold is not None:
+                self._hold.release()
 
     def _look(self, step: int, metrics: Mapping[str, float] | None) -> bool:
         """Look after the save under way, and ask the policy if it is time for that."""
@@ -295,29 +308,37 @@ class CheckpointManager:
 
     def _stop(self, step: int, metrics: Mapping[str, float] | None) -> None:
         exit_code = getattr(self._monitor, "exit_code", ExitCode.PREEMPTED)
-        if self._storage is None:
+        if self._saver is None:
+            why = (
+                "no checkpoint folder was given" if self.url is None else f"{self.url} is only read"
+            )
             raise Preempted(
-                f"stopped after step {step} as asked; nothing is saved, since no checkpoint "
-                f"folder was given",
+                f"stopped after step {step} as asked; nothing is saved, since {why}",
                 exit_code=exit_code,
             )
         if not self._is_saved(step):
             self.save(step, metrics)
         self.wait()
         raise Preempted(
-            f"stopped after step {step} as asked; it is saved in {self._storage.url}",
+            f"stopped after step {step} as asked; it is saved in {self.url}",
             exit_code=exit_code,
         )
 
     def _restorer(self, storage: Storage) -> Restorer:
-        return Restorer(storage, self._state, self._communicator, self._options.timeout)
+        return Restorer(
+            storage,
+            self._state,
+            self._communicator,
+            self._options.timeout,
+            marks=not self._options.read_only,
+        )
 
     def _restored(self, folder: StepFolder) -> int:
         self._restored_step = folder.step
         if self._saver is not None:
             self._saver.committed = None
         self._schedule.restart()
-        self._next_look = 0
+        self._next_look = 0 if self._saver is not None else _NEVER
         if self._communicator.rank == 0:
             log.info("restored step %d from %s/%s", folder.step, self.url, folder.name)
         return folder.step

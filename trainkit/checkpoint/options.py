@@ -29,7 +29,24 @@ class CheckpointOptions:
     """Seconds before the second attempt; doubled before each further one."""
     visible_within: float = 15.0
     """Seconds that a network file system may take to show one rank what another wrote."""
+    lease: float = 60.0
+    """Seconds of silence after which another run that has the folder is taken for dead, where
+    nothing else tells. On the same host, and in the same container started again, the process
+    table tells at once."""
+    renewal: float = 15.0
+    """Seconds between two signs of life of this run."""
+    patience: float = 30.0
+    """Seconds that another run, which has the folder and is alive, is given to end before this
+    one is refused: a pod may start while the one that it replaces still saves."""
+    read_only: bool = False
+    """Only restore and look: no claim, no lease, and nothing is ever written. For an evaluator
+    beside a run."""
 
     def __post_init__(self) -> None:
+        if not 0 < 2 * self.renewal <= self.lease:
+            raise UsageError(
+                f"lease={self.lease}, renewal={self.renewal}: expected a lease of at least two "
+                f"renewals, and more than 0 seconds"
+            )
         if self.when_busy not in ("wait", "skip"):
             raise UsageError(f"when_busy={self.when_busy!r}: expected 'wait' or 'skip'")

@@ -25,13 +25,15 @@ log = logging.getLogger(__name__)
 class Restorer:
     """Restores a state; each method is called by every rank.
 
-    ``timeout`` is in seconds, for the slowest rank to read its files.
+    ``timeout`` is in seconds, for the slowest rank to read its files. Without ``marks`` damaged
+    checkpoints are passed over and not marked, for those who only read.
     """
 
     storage: Storage
     state: Mapping[str, Any]
     communicator: Communicator
     timeout: float
+    marks: bool = True
 
     def newest(self) -> StepFolder | None:
         """Restore the newest checkpoint that is whole on all ranks; None if none was committed.
@@ -111,6 +113,8 @@ class Restorer:
         if self.communicator.rank != 0:
             return
         log.warning("%s is passed over from now on: %s", folder.name, reason)
+        if not self.marks:
+            return
         try:
             catalog.quarantine(self.storage, folder, reason)
         except OSError as error:

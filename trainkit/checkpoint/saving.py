@@ -11,15 +11,12 @@ from typing import Any
 import trainkit
 from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.adapters.state import capture_rank, capture_shared
-from trainkit.checkpoint.agreement import on_all_ranks
 from trainkit.checkpoint.failure import Failure
-from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.division import divide
 from trainkit.checkpoint.save.files import FileImage, Layouts
-from trainkit.checkpoint.save.generation import Claim, await_claim, claim
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.retention import Retention, remove_step
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
@@ -28,7 +25,7 @@ from trainkit.errors import DeadlineError, TrainkitError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
 
-__all__ = ["Saver", "claim_together"]
+__all__ = ["Saver"]
 
 log = logging.getLogger(__name__)
 
@@ -37,32 +34,6 @@ _LOOK = 0.05
 
 _MARGIN = 15.0
 """Seconds that ranks wait longer than rank 0, which knows who is missing."""
-
-
-def claim_together(storage: Storage, communicator: Communicator, options: CheckpointOptions) -> int:
-    """Claim a generation on rank 0, and check that every rank sees the claim.
-
-    Raises:
-        NoPermissionError: nothing can be written there.
-        EnvironmentFaultError: ranks do not see the same folder, or it is not one of checkpoints.
-    """
-
-    def take() -> Claim | None:
-        if communicator.rank != 0:
-            return None
-        catalog.refuse_foreign(storage)
-        return claim(storage)
-
-    taken = on_all_ranks(communicator, take, timeout=options.timeout).check()[0]
-    if taken is None:
-        raise AssertionError("rank 0 claims or raises")  # a bug of ours, not a fault
-
-    def see() -> None:
-        if communicator.rank != 0:
-            await_claim(storage, taken, rank=communicator.rank, timeout=options.visible_within)
-
-    on_all_ranks(communicator, see, timeout=options.timeout).check()
-    return taken.generation
 
 
 @dataclass(slots=True)

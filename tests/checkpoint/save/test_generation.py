@@ -1,10 +1,12 @@
 """Generations: one a process, never twice, the same folder on all ranks."""
 
+import os
 import threading
 
 import pytest
 
 from trainkit.checkpoint.save.generation import await_claim, claim, refuse_overtaken
+from trainkit.checkpoint.save.holder import Holder
 from trainkit.errors import EnvironmentFaultError
 from trainkit.storage import LocalStorage
 
@@ -48,9 +50,25 @@ def test_a_path_that_is_not_shared_is_found_out(tmp_path):
             await_claim(storage, mine, rank=1, timeout=0.1)
 
 
-def test_who_opened_later_and_saves_wins(tmp_path):
+def test_a_number_that_was_used_and_forgotten_is_not_used_again(tmp_path):
     storage = LocalStorage(tmp_path)
-    old, new = claim(storage), claim(storage)
+    for _ in range(40):
+        claim(storage)
+    with pytest.raises(FileExistsError, match="claimed before"):
+        claim(storage, after=3)  # as by a process that stood still between look and claim
+    assert min(storage.names(".generations")) > "0000000004"
+
+
+def test_another_run_that_has_taken_over_is_named(tmp_path):
+    storage = LocalStorage(tmp_path)
+    old, _ = claim(storage), claim(storage)
+    with pytest.raises(EnvironmentFaultError, match=f"process {os.getpid()} on host .* taken over"):
+        refuse_overtaken(storage, old.generation)
+
+
+def test_in_one_process_who_opened_later_and_saves_wins(tmp_path):
+    storage, this = LocalStorage(tmp_path), Holder.here()
+    old, new = claim(storage, this), claim(storage, this)
     refuse_overtaken(storage, old.generation)  # the newer one has only looked so far
     storage.make_folder(f"step-0000000005.g{new.generation:02d}-0000")
     refuse_overtaken(storage, new.generation)

@@ -18,7 +18,7 @@ from trainkit.checkpoint import (
     plan_removals,
     remove_step,
 )
-from trainkit.checkpoint.format.catalog import step_folders
+from trainkit.checkpoint.format.catalog import quarantine, step_folders
 from trainkit.checkpoint.format.checksums import FileRecord, digest
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.format.manifest import Manifest
@@ -50,6 +50,17 @@ def test_damaged_ones_do_not_count(tmp_path, box):
     manager.save(3, blocking=True)
     assert manager.all_steps() == [1, 3]
     assert steps_on_disk(tmp_path) == [1, 2, 3]  # newer than what is kept: left to look at
+    manager.save(4, blocking=True)
+    assert steps_on_disk(tmp_path) == [3, 4]
+
+
+def test_what_was_set_aside_takes_no_others_place(tmp_path, box):
+    manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=2)
+    manager.save(1, blocking=True)
+    manager.save(2, blocking=True)
+    quarantine(LocalStorage(tmp_path), step_folders(LocalStorage(tmp_path))[0], "a test says so")
+    manager.save(3, blocking=True)
+    assert steps_on_disk(tmp_path) == [1, 2, 3]
     manager.save(4, blocking=True)
     assert steps_on_disk(tmp_path) == [3, 4]
 
@@ -139,16 +150,16 @@ def test_the_best_and_the_last(tmp_path, box):
     policy = KeepAny(KeepLast(2), KeepBest("loss"))
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=policy)
     for step, loss in enumerate((0.9, 0.1, math.nan, 0.5, None, 0.4), 1):
-        manager.save(step, metrics={} if loss is None else {"loss": loss})
+        manager.save(step, metrics={} if loss is None else {"loss": loss}, blocking=True)
     assert steps_on_disk(tmp_path) == [2, 5, 6]
-    manager.save(7, metrics={"loss": 0.1})
+    manager.save(7, metrics={"loss": 0.1}, blocking=True)
     assert steps_on_disk(tmp_path) == [6, 7]
 
 
 def test_the_newest_stays_whatever_the_policy_says(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=KeepAny())
     for step in (1, 2, 3):
-        manager.save(step)
+        manager.save(step, blocking=True)
         assert steps_on_disk(tmp_path) == [step]
 
 
@@ -159,7 +170,7 @@ def test_a_policy_that_raises_ends_nothing_and_removes_nothing(tmp_path, box, ca
 
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=Broken())
     for step in (1, 2, 3):
-        manager.save(step)
+        manager.save(step, blocking=True)
     assert steps_on_disk(tmp_path) == [1, 2, 3]
     assert "Broken object at" in caplog.text
     assert "raised KeyError('loss'), so nothing is removed" in caplog.text
@@ -168,34 +179,34 @@ def test_a_policy_that_raises_ends_nothing_and_removes_nothing(tmp_path, box, ca
 def test_pinned_ones_stay_until_they_are_unpinned(tmp_path, box):
     storage = LocalStorage(tmp_path)
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=1)
-    manager.save(1)
+    manager.save(1, blocking=True)
     first = step_folders(storage)[0]
     pin(storage, first)
     for step in (2, 3):
-        manager.save(step)
+        manager.save(step, blocking=True)
     assert steps_on_disk(tmp_path) == [1, 3]
     unpin(storage, first)
-    manager.save(4)
+    manager.save(4, blocking=True)
     assert steps_on_disk(tmp_path) == [4]
 
 
 def test_a_damaged_one_stays_while_it_would_be_kept_if_it_were_whole(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=KeepEvery(10))
     for step in (10, 15, 20):
-        manager.save(step)
+        manager.save(step, blocking=True)
     for step in (10, 20):
         (folder(tmp_path, step) / "MANIFEST.json").write_bytes(b"{")
     again = CheckpointManager(tmp_path, {"box": box(0)}, keep=KeepEvery(10))
-    again.save(21)
+    again.save(21, blocking=True)
     assert steps_on_disk(tmp_path) == [10, 20, 21]
-    again.save(22)
+    again.save(22, blocking=True)
     assert steps_on_disk(tmp_path) == [10, 20, 21, 22]  # 21 is the first whole one after 20
 
 
 def test_a_plan_changes_nothing_and_can_be_carried_out(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(0)}, keep=9)
     for step in (1, 2, 3):
-        manager.save(step)
+        manager.save(step, blocking=True)
     (folder(tmp_path, 2) / "state" / "box.json").unlink()
     storage = LocalStorage(tmp_path)
     cut_off = tmp_path / "step-0000000004.g01-0009"

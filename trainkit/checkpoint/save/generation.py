@@ -1,25 +1,33 @@
 """A number that no other process saving to the same root has, or ever had."""
 
-import json
 import logging
-import os
-import socket
-import time
-import uuid
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from trainkit.checkpoint.format.catalog import step_folders
 from trainkit.checkpoint.format.layout import GENERATIONS
+from trainkit.checkpoint.save.holder import Holder
 from trainkit.errors import DeadlineError, EnvironmentFaultError, InputMissingError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline, wait_until
 
-__all__ = ["Claim", "await_claim", "claim", "newest_generation", "refuse_overtaken"]
+__all__ = [
+    "Claim",
+    "Claims",
+    "await_claim",
+    "claim",
+    "newest_generation",
+    "read_holder",
+    "refuse_overtaken",
+]
 
 log = logging.getLogger(__name__)
 
 _KEPT = 16
 """Claims that stay in the root, to tell who had them; only the newest one is needed."""
+
+_NAME = re.compile(r"(\d{10,18})(?:\.([0-9a-z]+))?")
+"""A claim, or something about one: a sign of life, ``released``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,41 +40,85 @@ class Claim:
     @property
     def path(self) -> str:
         """Where the claim lies."""
-        return f"{GENERATIONS}/{self.generation:010d}"
+        return claim_path(self.generation)
 
 
-def claim(storage: Storage) -> Claim:
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The claims of a root and what their holders wrote beside them, at one moment."""
+
+    signs: dict[int, frozenset[str]] = field(default_factory=dict)
+    """Generation → names of signs of life, and ``released``; of those that are claimed."""
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def seen(cls, storage: Storage) -> "Claims":
+        """List them; one request."""
+        names = storage.names(GENERATIONS)
+        found: dict[int, set[str]] = {int(name): set() for name in names if name.isdecimal()}
+        for name in names:
+            match = _NAME.fullmatch(name)
+            if match is not None and match[2] and int(match[1]) in found:
+                found[int(match[1])].add(match[2])
+        return cls({number: frozenset(signs) for number, signs in found.items()}, tuple(names))
+
+    @property
+    def newest(self) -> int:
+        """The generation that was claimed last; 0 where none was."""
+        return max(self.signs, default=0)
+
+
+def claim_path(generation: int, sign: str = "") -> str:
+    """Where the claim of a generation lies, or a sign of life of its holder."""
+    return f"{GENERATIONS}/{generation:010d}" + (f".{sign}" if sign else "")
+
+
+def claim(storage: Storage, holder: Holder | None = None, *, after: int | None = None) -> Claim:
     """Claim the next generation of a root; a restarted container gets another one.
 
+    Args:
+        storage: of the root.
+        holder: this process, as others are to see it.
+        after: take the generation that follows this one, or fail.
+
     Raises:
+        FileExistsError: with ``after``, another process was faster.
         NoPermissionError: nothing can be written there.
     """
     storage.make_folder(GENERATIONS)
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "unix_time": round(time.time(), 3),
-        "token": uuid.uuid4().hex,
-    }
-    content = json.dumps(holder).encode()
+    content = (holder or Holder.here()).to_bytes()
     while True:
-        taken = sorted(int(name) for name in storage.names(GENERATIONS) if name.isdecimal())
-        newest = newest_generation(storage)
-        mine = Claim(newest + 1, content)
+        mine = Claim((newest_generation(storage) if after is None else after) + 1, content)
         try:
             storage.create(mine.path, content)
         except FileExistsError:
+            if after is not None:
+                raise
             continue
-        for old in taken[:-_KEPT]:
-            storage.delete(f"{GENERATIONS}/{old:010d}")
+        claims = Claims.seen(storage)
+        if mine.generation < min(claims.signs.keys() - {mine.generation}, default=0):
+            # All that is left is newer, so this number was used before and is forgotten.
+            storage.delete(mine.path)
+            if after is not None:
+                raise FileExistsError(f"{mine.path} was claimed before")
+            continue
+        _forget_old(storage, claims, mine.generation)
         return mine
 
 
 def newest_generation(storage: Storage) -> int:
     """The generation that was claimed last; 0 where none was."""
-    taken = (int(name) for name in storage.names(GENERATIONS) if name.isdecimal())
     # Folders count too: a root copied without its dot-names must not start anew.
-    return max([*taken, *(folder.generation for folder in step_folders(storage))], default=0)
+    folders = (folder.generation for folder in step_folders(storage))
+    return max([Claims.seen(storage).newest, *folders])
+
+
+def read_holder(storage: Storage, generation: int) -> Holder | None:
+    """Who claimed ``generation``; None where nobody did, or where it cannot be read."""
+    try:
+        return Holder.from_bytes(storage.read(claim_path(generation)))
+    except InputMissingError:
+        return None
 
 
 def await_claim(storage: Storage, theirs: Claim, *, rank: int, timeout: float) -> None:
@@ -100,15 +152,41 @@ def await_claim(storage: Storage, theirs: Claim, *, rank: int, timeout: float) -
 
 
 def refuse_overtaken(storage: Storage, generation: int) -> None:
-    """Refuse to save where a process that opened the root later has begun to save.
+    """Refuse to save where another process has taken over the root, or begun to save later.
+
+    One listing where all is well. A later claim of the same process is no other run: whoever
+    saves first under it wins.
 
     Raises:
-        EnvironmentFaultError: the message names that process's folder.
+        EnvironmentFaultError: the message names that process, or its folder.
     """
+    claims = Claims.seen(storage)
+    if generation in claims.signs and claims.newest == generation:
+        return
+    advice = "Give each run a folder of its own; a run that was restarted has to end first."
+    mine = read_holder(storage, generation)
+    for number in sorted(n for n in claims.signs if n > generation):
+        other = read_holder(storage, number)
+        if mine is None or other is None or other.run != mine.run:
+            raise EnvironmentFaultError(
+                f"another run saves to {storage.url}: {other or 'a process'} has taken over from "
+                f"this one, which was taken for dead, with generation {number} after "
+                f"{generation}. {advice}"
+            )
     newer = [folder for folder in step_folders(storage) if folder.generation > generation]
     if newer:
         raise EnvironmentFaultError(
             f"another run saves to {storage.url}: it wrote {newer[0].name}, and this run has the "
-            f"older generation {generation}. Give each run a folder of its own; a run that was "
-            f"restarted has to end first."
+            f"older generation {generation}. {advice}"
         )
+
+
+def _forget_old(storage: Storage, claims: Claims, newest: int) -> None:
+    """Remove old claims but the last few, and signs of life of those that are over."""
+    forgotten = set(sorted(claims.signs)[:-_KEPT])
+    for name in claims.names:
+        match = _NAME.fullmatch(name)
+        if match is None or int(match[1]) >= newest:
+            continue
+        if match[2] or int(match[1]) in forgotten:
+            storage.delete(f"{GENERATIONS}/{name}")

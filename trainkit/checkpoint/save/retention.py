@@ -81,6 +81,8 @@ class Retention:
         root = self._look()
         removals = self._planned(root)
         for removal in removals:
+            # Forgotten first: one that is removed by half must not count as whole.
+            self._known.pop(removal.folder, None)
             remove_step(self._storage, removal.folder)
         self._forget_marks(root)
         return removals
