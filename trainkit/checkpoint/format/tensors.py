@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Bytes
@@ -46,8 +46,7 @@ class TensorSource:
         return ITEM_BYTES[self.dtype] * prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor as it was read: ``data`` is a writable view into the file's bytes."""
 
     dtype: str
@@ -97,15 +96,20 @@ def parse(data: memoryview) -> dict[str, StoredTensor]:
         header = json.loads(bytes(data[8 : 8 + length]))
         body = data[8 + length :]
         header.pop(METADATA, None)
-        return {name: _stored(value, body) for name, value in header.items()}
+        return {name: _stored(value, body, len(body)) for name, value in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamagedError(f"not a safetensors file: {error}") from None
 
 
-def _stored(value: Mapping[str, Any], body: memoryview) -> StoredTensor:
-    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
-        raise ValueError("sizes and offsets that are no counts")
-    if end > len(body) or end - begin != ITEM_BYTES[dtype] * prod(shape):
+def _stored(value: Mapping[str, Any], body: memoryview, size: int) -> StoredTensor:
+    # Thousands of small tensors are common, so every operation here counts.
+    dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    num_bytes = ITEM_BYTES[dtype]
+    for number in (begin, end, *shape):
+        if type(number) is not int or number < 0:
+            raise ValueError("sizes and offsets that are no counts")
+    for length in shape:
+        num_bytes *= length
+    if end > size or end - begin != num_bytes:
         raise ValueError("data offsets do not fit the shape or the file")
-    return StoredTensor(dtype, tuple(shape), body[begin:end])
+    return StoredTensor(dtype, shape, body[begin:end])

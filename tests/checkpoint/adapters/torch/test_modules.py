@@ -104,6 +104,78 @@ def test_extra_state_comes_back(tmp_path):
     assert set(load_file(file)) == {"weight", "bias"}
 
 
+class Hooked(torch.nn.Module):
+    """A layer that loads twice what was saved: by a hook, or by a way of its own."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        if way == "hook before":
+            self.register_load_state_dict_pre_hook(self.double)
+        elif way == "hook after":
+            self.register_load_state_dict_post_hook(self.double_own)
+        elif way == "hook at saving":
+            self.register_state_dict_post_hook(lambda *args: self.double(*args))
+        elif way == "instance":
+            self._load_from_state_dict = self.load_doubled
+
+    def double(self, module, state_dict, prefix, *_):
+        state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] * 2
+
+    def double_own(self, *_):
+        self.weight.data *= 2
+
+    def load_doubled(self, state_dict, prefix, *rest):
+        self.double(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Own(Hooked):
+    def _load_from_state_dict(self, *args):
+        self.load_doubled(*args)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(lambda way=w: Hooked(way) for w in ("hook before", "hook after", "instance")),
+        lambda: Own(""),
+        lambda: Hooked("hook at saving"),
+    ],
+)
+def test_what_a_layer_does_itself_is_done(tmp_path, layer):
+    """Most models are copied into directly; one part with a way of its own is enough to not."""
+    model, fresh = (torch.nn.Sequential(net(), layer()) for _ in range(2))
+    CheckpointManager(tmp_path, {"model": model}).save(1)
+    CheckpointManager(tmp_path, {"model": fresh}).restore_latest()
+    assert same(model[0], fresh[0])
+    assert (fresh[1].weight == 2).all()
+
+
+def test_parameters_are_filled_in_place_and_the_rest_stays(tmp_path):
+    class Buffers(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.register_buffer("kept", torch.full((2,), value))
+            self.register_buffer("left", torch.full((2,), value), persistent=False)
+            self.register_buffer("none", None)
+            self.register_parameter("nothing", None)
+            self.child = torch.nn.Linear(2, 2)
+
+    model, fresh = Buffers(1.0), Buffers(0.0)
+    weight, address = fresh.child.weight, fresh.child.weight.data_ptr()
+    before = weight._version
+    CheckpointManager(tmp_path, {"model": model}).save(1)
+    CheckpointManager(tmp_path, {"model": fresh}).restore_latest()
+    assert same(model, fresh)
+    assert fresh.child.weight is weight
+    assert weight.data_ptr() == address
+    assert weight.requires_grad
+    assert weight._version > before  # or a backward pass would not notice the change
+    assert (fresh.kept == 1).all()
+    assert (fresh.left == 0).all()
+
+
 def test_another_model_is_refused_by_names_and_nothing_changes(tmp_path):
     CheckpointManager(tmp_path, {"model": net()}).save(1)
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.ReLU())

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
-from trainkit.checkpoint.adapters.torch.tensors import is_tensor, restored, source
+from trainkit.checkpoint.adapters.torch.tensors import copy_all_into, is_tensor, restored, source
 from trainkit.checkpoint.format.layout import RESERVED
 from trainkit.checkpoint.format.tensors import METADATA
 from trainkit.errors import EnvironmentFaultError, UsageError
@@ -79,16 +79,74 @@ class ModuleAdapter:
         mapped = {own: found[key] for key, (own, _) in expected.items()}
 
         def apply() -> None:
-            module.load_state_dict(mapped)
+            own = _plain_tensors(module)
+            if own is not None and own.keys() == mapped.keys():
+                copy_all_into([own[key] for key in mapped], [*mapped.values()])
+            else:
+                module.load_state_dict(mapped)
 
         return apply
+
+
+_USUAL_WAYS = (
+    "load_state_dict",
+    "_load_from_state_dict",
+    "set_extra_state",
+    "state_dict",
+    "_save_to_state_dict",
+    "get_extra_state",
+)
+_HOOKS = (
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_state_dict_pre_hooks",
+    "_state_dict_hooks",
+)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _items(module: torch.nn.Module) -> Iterator[tuple[str, str, Any]]:
     """The module's state as stored name, own name, value."""
     canonical = canonical_names(module)
-    for own, value in module.state_dict().items():
+    tensors = _plain_tensors(module)
+    for own, value in (module.state_dict() if tensors is None else tensors).items():
         yield canonical(own), own, value
+
+
+def _plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """All that ``state_dict`` would return and ``load_state_dict`` merely copy into.
+
+    torch's own way down to 400 layers takes ten times longer than to copy 4,000 small tensors,
+    since it looks through all names once for each layer. None where any part of the module has
+    a way of its own, or tensors of its own kind.
+    """
+    if torch.__future__.get_swap_module_params_on_conversion():
+        return None
+    found: dict[str, torch.Tensor] = {}
+    kinds: dict[type[torch.nn.Module], bool] = {}
+    for path, child in module.named_modules(remove_duplicate=False):
+        kind = type(child)
+        if kind not in kinds:
+            kinds[kind] = _has_usual_ways(kind)
+        own = child.__dict__
+        if not kinds[kind] or any(map(own.get, _HOOKS)) or not own.keys().isdisjoint(_USUAL_WAYS):
+            return None
+        before = f"{path}." if path else ""
+        for name, value in (*child._parameters.items(), *child._buffers.items()):
+            if value is not None and name not in child._non_persistent_buffers_set:
+                if type(value) not in _PLAIN:
+                    return None
+                found[before + name] = value
+    return found
+
+
+def _has_usual_ways(kind: type[torch.nn.Module]) -> bool:
+    """Whether such a module, its children aside, is saved and loaded as torch does by itself."""
+    # Batch norm's way of loading is the usual one where no name is missing.
+    usual = (torch.nn.Module, torch.nn.modules.batchnorm._NormBase)
+    return all(
+        any(getattr(kind, name) is getattr(base, name) for base in usual) for name in _USUAL_WAYS
+    )
 
 
 def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -107,18 +165,19 @@ def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -
     for key, value in expected.items():
         if not is_tensor(value):
             continue
-        if not is_tensor(found[key]) or value.shape != found[key].shape:
-            shape = tuple(getattr(found[key], "shape", ()))
+        other = found[key]
+        if not is_tensor(other) or value.shape != other.shape:
+            shape = tuple(getattr(other, "shape", ()))
             raise EnvironmentFaultError(
                 f"{name}.{key}: the run expects the shape {tuple(value.shape)}, the checkpoint "
                 f"holds {shape}. {hint}"
             )
-        if value.dtype != found[key].dtype:
+        if value.dtype != other.dtype:
             log.warning(
                 "%s.%s: saved as %s and restored as %s; values may lose precision",
                 name,
                 key,
-                found[key].dtype,
+                other.dtype,
                 value.dtype,
             )
 

@@ -13,7 +13,7 @@ except ImportError:
         "the checkpoint holds torch tensors; install trainkit[torch], or torch"
     ) from None
 
-__all__ = ["copy_into", "is_tensor", "restored", "source"]
+__all__ = ["copy_all_into", "copy_into", "is_tensor", "restored", "source"]
 
 _DTYPES = {
     torch.bool: "BOOL",
@@ -79,10 +79,18 @@ def restored(stored: StoredTensor) -> torch.Tensor:
         raise ValueError(f"torch has no element type for {stored.dtype}")
     if len(stored.data) == 0:
         return torch.empty(stored.shape, dtype=dtype)
-    return torch.frombuffer(stored.data, dtype=dtype).reshape(stored.shape)
+    flat = torch.frombuffer(stored.data, dtype=dtype)
+    return flat if len(stored.shape) == 1 else flat.view(stored.shape)
 
 
 def copy_into(target: torch.Tensor, value: torch.Tensor) -> None:
     """Write ``value`` into the tensor ``target`` itself."""
     with torch.no_grad():
         target.copy_(value)
+
+
+def copy_all_into(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    """Write ``values`` into the tensors ``targets`` themselves, in one call of torch."""
+    if targets:
+        with torch.no_grad():
+            torch._foreach_copy_(targets, values)
