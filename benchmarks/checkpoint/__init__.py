@@ -1,0 +1,1 @@
+"""What a checkpoint costs, against torch's own ways and against the machine's limits."""
