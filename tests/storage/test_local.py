@@ -203,3 +203,34 @@ def test_a_folder_that_cannot_be_flushed_is_borne(storage, monkeypatch):
     monkeypatch.setattr(os, "fsync", refuse_folders)
     storage.write("a/b", [b"x"])
     assert storage.read("a/b") == b"x"
+
+
+def test_a_tree_is_all_files_below_with_size_and_time(storage, tmp_path):
+    assert storage.tree() == storage.tree("a") == {}
+    storage.write("a/b/c", [b"12345"])
+    storage.write("a/d", [b""])
+    storage.write("e", [b"1"])
+    storage.make_folder("a/empty")
+    tree = storage.tree()
+    assert {path: info.size for path, info in tree.items()} == {
+        "a/b/c": 5, "a/d": 0, "a/empty/": 0, "e": 1,
+    }  # fmt: skip
+    os.utime(tmp_path / "root" / "a" / "d", (1000, 1000))
+    assert storage.tree("a")["d"].modified == 1000
+    assert list(storage.tree("a")) == ["b/c", "d", "empty/"]
+
+
+def test_what_is_removed_during_a_walk_is_left_out(storage, monkeypatch):
+    storage.write("a/b", [b"1"])
+    storage.write("c", [b"1"])
+    stat = os.stat
+
+    def look(path, **more):
+        if path == storage.url:  # it has been listed by now
+            monkeypatch.undo()
+            storage.delete("a")
+            storage.delete("c")
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", look)
+    assert storage.tree() == {}

@@ -1,12 +1,14 @@
 """Object stores: a real S3 server, and fsspec's file system in memory."""
 
+import datetime
 import threading
+import time
 import uuid
 
 import pytest
 
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
-from trainkit.storage import open_storage
+from trainkit.storage import objects, open_storage
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -160,3 +162,28 @@ def test_wrong_and_no_credentials(s3, monkeypatch):
     with pytest.raises(NoPermissionError, match="give credentials"):
         open_storage(f"{s3}/run").create("a", b"1")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_tree_is_all_objects_below_with_size_and_time(url):
+    storage, sibling = open_storage(url), open_storage(url + "-2")
+    assert storage.tree() == storage.tree("a") == {}
+    sibling.write("x", [b"1"])
+    assert storage.tree() == {}
+    before = time.time()
+    storage.write("a/b/c", [b"12345"])
+    storage.write("a/d", [b""])
+    tree = storage.tree()
+    assert {path: info.size for path, info in tree.items()} == {"a/b/c": 5, "a/d": 0}
+    assert list(storage.tree("a")) == ["b/c", "d"]
+    for info in tree.values():  # of one machine's clock; some stores keep whole seconds
+        assert before - 2 <= info.modified <= time.time() + 2
+
+
+def test_names_of_times_that_stores_have():
+    for info in (
+        {"LastModified": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)},
+        {"updated": "2026-01-02T00:00:00.000Z", "created": "2025-01-01T00:00:00Z"},
+        {"mtime": 1767312000.0},
+    ):
+        assert objects._modified(info) == 1767312000
+    assert objects._modified({"size": 3, "created": None}) is None

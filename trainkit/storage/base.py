@@ -1,13 +1,25 @@
 """What trainkit asks of a place that keeps files."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from trainkit.errors import DataError
 
-__all__ = ["Bytes", "Storage", "parts_of"]
+__all__ = ["Bytes", "ObjectInfo", "Storage", "parts_of"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing says of an object: its size in bytes, and when it was written.
+
+    ``modified`` is in seconds since 1970 by the storage's clock; None where it keeps no times.
+    """
+
+    size: int
+    modified: float | None
 
 
 class Storage(Protocol):
@@ -70,6 +82,15 @@ class Storage(Protocol):
 
     def names(self, folder: str = "") -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
+        ...
+
+    def tree(self, folder: str = "") -> dict[str, ObjectInfo]:
+        """All objects below a folder at any depth, by path from there; none where it is not.
+
+        One listing, in pages, and no request an object: this is the way to look at many. A
+        folder with nothing in it, where folders are more than names, is an object of no bytes
+        whose path ends in ``/``.
+        """
         ...
 
     def size(self, path: str) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from trainkit.errors import InputMissingError, NoPermissionError
-from trainkit.storage.base import Bytes, parts_of
+from trainkit.storage.base import Bytes, ObjectInfo, parts_of
 from trainkit.storage.disk import flush_folder, flush_folders, write_files, write_new
 
 __all__ = ["LocalStorage"]
@@ -87,6 +87,12 @@ class LocalStorage:
             except FileNotFoundError:
                 return []
 
+    def tree(self, folder: str = "") -> dict[str, ObjectInfo]:
+        """See ``Storage.tree``."""
+        local = self._local(folder)
+        with _telling(local):
+            return dict(_walk(str(local), ""))
+
     def size(self, path: str) -> int | None:
         """See ``Storage.size``."""
         local = self._local(path)
@@ -136,6 +142,25 @@ class LocalStorage:
 
     def _local(self, path: str) -> Path:
         return self._root.joinpath(*parts_of(path, self.url))
+
+
+def _walk(folder: str, before: str) -> Iterator[tuple[str, ObjectInfo]]:
+    """Files below ``folder``; what another process removes in the meantime is left out."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        changed = os.stat(folder).st_mtime
+    except FileNotFoundError:
+        return
+    if before and not entries:
+        yield before, ObjectInfo(0, changed)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{before}{entry.name}/")
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            info = entry.stat()
+            yield before + entry.name, ObjectInfo(info.st_size, info.st_mtime)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Storage in an object store, or in any other file system that fsspec knows."""
 
 import contextlib
+import datetime
 import errno
 import inspect
 import os
@@ -17,7 +18,7 @@ from trainkit.errors import (
     TrainkitError,
     UsageError,
 )
-from trainkit.storage.base import Bytes, parts_of
+from trainkit.storage.base import Bytes, ObjectInfo, parts_of
 
 __all__ = ["ObjectStorage"]
 
@@ -39,6 +40,9 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCred
 _SMALL = 8 << 20
 _AT_ONCE = 8
 """Objects of at most ``_SMALL`` bytes that are sent at the same time."""
+
+_MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+"""Where the file systems of S3, Azure, Google and memory say when an object was written."""
 
 _BUGS = (TypeError, AttributeError, NameError, AssertionError)
 
@@ -142,6 +146,20 @@ class ObjectStorage:
         names = {entry.rstrip("/").rpartition("/")[2] for entry in found if entry != key}
         return sorted(name for name in names if name)
 
+    def tree(self, folder: str = "") -> dict[str, ObjectInfo]:
+        """See ``Storage.tree``."""
+        key = self._key(folder)
+        with self._telling(key):
+            try:
+                found = self._fs.find(key, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {
+            name[len(key) + 1 :]: ObjectInfo(int(info["size"] or 0), _modified(info))
+            for name, info in found.items()
+            if name.startswith(f"{key}/") and name != f"{key}/"
+        }
+
     def size(self, path: str) -> int | None:
         """See ``Storage.size``."""
         key = self._key(path)
@@ -228,6 +246,16 @@ def _open(url: str) -> tuple[Any, str]:
             f"where an object exists, so two runs could not be told apart. A newer version may."
         )
     return fs, root.rstrip("/")
+
+
+def _modified(info: Mapping[str, Any]) -> float | None:
+    """When an object was written; each store has a name of its own for it."""
+    found = next((info[name] for name in _MODIFIED if info.get(name) is not None), None)
+    if isinstance(found, str):
+        found = datetime.datetime.fromisoformat(found)
+    if isinstance(found, datetime.datetime):
+        return found.timestamp()
+    return None if found is None else float(found)
 
 
 def _text(error: BaseException) -> str:

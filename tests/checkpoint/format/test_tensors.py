@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit.checkpoint.format.tensors import ITEM_BYTES, TensorSource, lay_out, parse
+from trainkit.checkpoint.format.tensors import (
+    ITEM_BYTES,
+    TensorPlace,
+    TensorSource,
+    header_length,
+    lay_out,
+    parse,
+    places,
+)
 from trainkit.errors import CheckpointDamagedError
 
 safetensors = pytest.importorskip("safetensors")
@@ -47,6 +55,13 @@ def test_any_reader_of_safetensors_reads_them(described):
         assert bytes(theirs[name]["data"]) == bytes(ours[name].data) == bytes(source.load())
         assert tuple(theirs[name]["shape"]) == ours[name].shape == source.shape
         assert theirs[name]["dtype"] == ours[name].dtype == source.dtype
+
+
+def test_places_are_found_without_the_tensors():
+    data = file_of({"a": tensor("F32", [2]), "b": tensor("U8", [3])})
+    length = header_length(data[:8], len(data))
+    found = places(data[8 : 8 + length], len(data) - 8 - length)
+    assert found == {"a": TensorPlace("F32", (2,), 0, 8), "b": TensorPlace("U8", (3,), 8, 11)}
 
 
 def test_tensors_are_aligned_to_their_elements():

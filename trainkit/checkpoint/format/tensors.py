@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Bytes
 
-__all__ = ["ITEM_BYTES", "METADATA", "StoredTensor", "TensorSource", "lay_out", "parse"]
+__all__ = [
+    "ITEM_BYTES",
+    "METADATA",
+    "StoredTensor",
+    "TensorPlace",
+    "TensorSource",
+    "header_length",
+    "lay_out",
+    "parse",
+    "places",
+]
 
 METADATA = "__metadata__"
 """The one name that a tensor cannot have."""
@@ -44,6 +54,15 @@ class TensorSource:
     def num_bytes(self) -> int:
         """Bytes that ``load`` returns."""
         return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+
+class TensorPlace(NamedTuple):
+    """Where a tensor lies: bytes ``begin`` to ``end``, counted from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 class StoredTensor(NamedTuple):
@@ -89,19 +108,47 @@ def parse(data: memoryview) -> dict[str, StoredTensor]:
     Raises:
         CheckpointDamagedError: the header makes no sense, or points outside the file.
     """
+    length = header_length(data[:8], len(data))
+    body = data[8 + length :]
+    return {
+        name: StoredTensor(place.dtype, place.shape, body[place.begin : place.end])
+        for name, place in places(data[8 : 8 + length], len(body)).items()
+    }
+
+
+def header_length(start: Bytes, size: int) -> int:
+    """Bytes of the header of a safetensors file, which follow its first 8 bytes.
+
+    Args:
+        start: the first 8 bytes.
+        size: of the file, in bytes.
+
+    Raises:
+        CheckpointDamagedError: there can be no such header.
+    """
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
+        raise CheckpointDamagedError(
+            f"not a safetensors file: header of {length} bytes in a file of {size}"
+        )
+    return length
+
+
+def places(header: Bytes, body: int) -> dict[str, TensorPlace]:
+    """The tensors that a header lists; ``body`` is the number of bytes after it.
+
+    Raises:
+        CheckpointDamagedError: the header makes no sense, or points outside the file.
+    """
     try:
-        length = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
-            raise ValueError(f"header of {length} bytes in a file of {len(data)}")
-        header = json.loads(bytes(data[8 : 8 + length]))
-        body = data[8 + length :]
-        header.pop(METADATA, None)
-        return {name: _stored(value, body, len(body)) for name, value in header.items()}
+        found = json.loads(bytes(header))
+        found.pop(METADATA, None)
+        return {name: _place(value, body) for name, value in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamagedError(f"not a safetensors file: {error}") from None
 
 
-def _stored(value: Mapping[str, Any], body: memoryview, size: int) -> StoredTensor:
+def _place(value: Mapping[str, Any], body: int) -> TensorPlace:
     # Thousands of small tensors are common, so every operation here counts.
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     num_bytes = ITEM_BYTES[dtype]
@@ -110,6 +157,6 @@ def _stored(value: Mapping[str, Any], body: memoryview, size: int) -> StoredTens
             raise ValueError("sizes and offsets that are no counts")
     for length in shape:
         num_bytes *= length
-    if end > size or end - begin != num_bytes:
+    if end > body or end - begin != num_bytes:
         raise ValueError("data offsets do not fit the shape or the file")
-    return StoredTensor(dtype, shape, body[begin:end])
+    return TensorPlace(dtype, shape, begin, end)
