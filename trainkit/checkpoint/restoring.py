@@ -103,9 +103,12 @@ class Restorer:
             if self.communicator.rank != 0:
                 return []
             catalog.refuse_foreign(self.storage)
-            folders = catalog.committed(self.storage, set_aside=set_aside)
-            self._tell_of_skipped(folders)
-            return folders
+            root = catalog.look(self.storage)
+            if set_aside:
+                folders = [*root.committed, *root.set_aside]
+                return sorted(folders, key=lambda folder: folder.age, reverse=True)
+            self._tell_of_skipped(root)
+            return root.committed
 
         return on_all_ranks(self.communicator, look, timeout=self.timeout).check()[0]
 
@@ -120,14 +123,13 @@ class Restorer:
         except OSError as error:
             log.warning("%s could not be marked as damaged: %s", folder.name, error)
 
-    def _tell_of_skipped(self, folders: list[StepFolder]) -> None:
-        newest = folders[0].age if folders else (0, 0)
-        skipped = [f.name for f in catalog.uncommitted(self.storage) if f.age > newest]
+    def _tell_of_skipped(self, root: catalog.Root) -> None:
+        newest = root.committed[0].age if root.committed else (0, 0)
+        skipped = [folder.name for folder in root.uncommitted if folder.age > newest]
         if skipped:
             log.warning("skipped, since their save was cut off: %s", ", ".join(skipped))
-        aside = set(catalog.committed(self.storage, set_aside=True)) - set(folders)
-        if aside:
-            names = ", ".join(sorted(folder.name for folder in aside))
+        if root.set_aside:
+            names = ", ".join(sorted(folder.name for folder in root.set_aside))
             log.warning("skipped, since they were found damaged before: %s", names)
 
     def _tell_of_other_world(self, saved_world: int) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from trainkit.checkpoint.format.layout import MANIFEST, QUARANTINE, StepFolder
 from trainkit.checkpoint.format.manifest import Manifest
@@ -12,18 +13,26 @@ from trainkit.errors import (
     InputMissingError,
     TrainkitError,
 )
-from trainkit.storage import Storage
+from trainkit.storage import ObjectInfo, Storage
 
 __all__ = [
+    "Root",
+    "check_sizes",
     "committed",
+    "look",
     "quarantine",
     "read_manifest",
+    "read_own_manifest",
     "refuse_foreign",
+    "step_folders",
     "uncommitted",
     "valid",
 ]
 
 log = logging.getLogger(__name__)
+
+_FEW = 16
+"""Folders that are looked at one by one; retention leaves fewer as a rule."""
 
 _OTHERS = (".distcp", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".index", ".ubj")
 """Endings of files that make a folder somebody else's checkpoint."""
@@ -31,9 +40,37 @@ _OTHERS = (".distcp", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".index", 
 
 def step_folders(storage: Storage) -> list[StepFolder]:
     """All folders of steps, newest first."""
-    found = (StepFolder.parse(name) for name in storage.names())
-    folders = [folder for folder in found if folder is not None]
-    return sorted(folders, key=lambda folder: folder.age, reverse=True)
+    return _parsed(storage.names())
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What one look at a root saw; folders newest first."""
+
+    committed: list[StepFolder]
+    """With a manifest, and not in quarantine."""
+    set_aside: list[StepFolder]
+    """With a manifest, and in quarantine."""
+    uncommitted: list[StepFolder]
+    """Without one: saves under way, or cut off."""
+
+
+def look(storage: Storage) -> Root:
+    """Look at a root: one listing or two, and one request a folder or one more listing.
+
+    Where there are many folders, one listing of everything takes fewer requests.
+    """
+    folders, marks = _folders_and_marks(storage)
+    if len(folders) <= _FEW:
+        whole = {folder for folder in folders if _has_manifest(storage, folder)}
+    else:
+        there = storage.tree()
+        whole = {folder for folder in folders if f"{folder.name}/{MANIFEST}" in there}
+    return Root(
+        committed=[f for f in folders if f in whole and f.name not in marks],
+        set_aside=[f for f in folders if f in whole and f.name in marks],
+        uncommitted=[f for f in folders if f not in whole],
+    )
 
 
 def committed(storage: Storage, *, set_aside: bool = False) -> list[StepFolder]:
@@ -43,30 +80,36 @@ def committed(storage: Storage, *, set_aside: bool = False) -> list[StepFolder]:
         storage: of the root.
         set_aside: whether those in quarantine count.
     """
-    skipped = () if set_aside else storage.names(QUARANTINE)
-    return [
-        folder
-        for folder in step_folders(storage)
-        if folder.name not in skipped and _has_manifest(storage, folder)
-    ]
+    root = look(storage)
+    found = [*root.committed, *(root.set_aside if set_aside else ())]
+    return sorted(found, key=lambda folder: folder.age, reverse=True)
 
 
 def uncommitted(storage: Storage) -> list[StepFolder]:
     """Folders without a manifest, newest first: saves under way, or cut off."""
-    return [folder for folder in step_folders(storage) if not _has_manifest(storage, folder)]
+    return look(storage).uncommitted
 
 
 def valid(storage: Storage) -> Iterator[tuple[StepFolder, Manifest]]:
     """Committed folders whose manifest is whole and whose files have their sizes, newest first.
 
-    One folder a step: a later save of the same step stands for it.
+    One folder a step: a later save of the same step stands for it. The first few are looked at
+    one by one, as far as the caller goes; the others in one listing of everything.
     """
     seen = set()
-    for folder in committed(storage):
+    everything: dict[str, dict[str, ObjectInfo]] | None = None
+    folders, marks = _folders_and_marks(storage)
+    for number, folder in enumerate(folder for folder in folders if folder.name not in marks):
         if folder.step in seen:
             continue
+        if number >= _FEW and everything is None:
+            everything = _by_folder(storage.tree())
+        there = None if everything is None else everything.get(folder.name, {})
+        if there is not None and MANIFEST not in there:
+            continue
         try:
-            manifest = read_manifest(storage, folder)
+            manifest = read_own_manifest(storage, folder)
+            check_sizes(storage, folder, manifest, there)
         except (CheckpointDamagedError, EnvironmentFaultError) as reason:
             log.debug("%s does not count: %s", folder.name, reason)
             continue
@@ -74,16 +117,23 @@ def valid(storage: Storage) -> Iterator[tuple[StepFolder, Manifest]]:
         yield folder, manifest
 
 
-def read_manifest(storage: Storage, folder: StepFolder, *, with_files: bool = True) -> Manifest:
+def read_manifest(storage: Storage, folder: StepFolder) -> Manifest:
     """Read a manifest, and check that the files it lists are there with their sizes.
-
-    Args:
-        storage: of the root.
-        folder: of the step.
-        with_files: False leaves the files unasked for, which costs a request each.
 
     Raises:
         CheckpointDamagedError: manifest or files are not whole; the message names the first.
+        EnvironmentFaultError: a format that this version cannot read.
+    """
+    manifest = read_own_manifest(storage, folder)
+    check_sizes(storage, folder, manifest)
+    return manifest
+
+
+def read_own_manifest(storage: Storage, folder: StepFolder) -> Manifest:
+    """Read a manifest, and check that it belongs to its folder; no file is looked at.
+
+    Raises:
+        CheckpointDamagedError: it is not whole, or another folder's.
         EnvironmentFaultError: a format that this version cannot read.
     """
     try:
@@ -97,7 +147,31 @@ def read_manifest(storage: Storage, folder: StepFolder, *, with_files: bool = Tr
             f"{storage.url}/{folder.name} holds the manifest of step {manifest.step}, generation "
             f"{manifest.generation}, attempt {manifest.attempt}"
         )
-    for path, record in manifest.files.items() if with_files else ():
+    return manifest
+
+
+def check_sizes(
+    storage: Storage,
+    folder: StepFolder,
+    manifest: Manifest,
+    there: Mapping[str, ObjectInfo] | None = None,
+) -> None:
+    """Check that the files of a manifest are there with their sizes.
+
+    Args:
+        storage: of the root.
+        folder: of the step.
+        manifest: that lies in it.
+        there: what lies in the folder; it is listed if this is not given.
+
+    Raises:
+        CheckpointDamagedError: one is not; the message names it.
+    """
+    there = storage.tree(folder.name) if there is None else there
+    for path, record in manifest.files.items():
+        if path in there and there[path].size == record.size:
+            continue
+        # A listing may be older than the files: of a network mount, or made before the commit.
         size = storage.size(f"{folder.name}/{path}")
         if size != record.size:
             found = "is missing" if size is None else f"has {size} bytes"
@@ -105,7 +179,6 @@ def read_manifest(storage: Storage, folder: StepFolder, *, with_files: bool = Tr
                 f"{storage.url}/{folder.name}/{path} {found}; the manifest lists {record.size} "
                 f"bytes"
             )
-    return manifest
 
 
 def quarantine(storage: Storage, folder: StepFolder, reason: str) -> None:
@@ -144,6 +217,26 @@ def refuse_foreign(storage: Storage) -> None:
             f"{storage.url} holds {alien[0]} and no step-… folder: it is not a folder of trainkit "
             f"checkpoints. Give an empty folder, or the one that a run saved to."
         )
+
+
+def _folders_and_marks(storage: Storage) -> tuple[list[StepFolder], frozenset[str]]:
+    """All folders of steps, newest first, and the names of those in quarantine."""
+    names = storage.names()
+    marks = storage.names(QUARANTINE) if QUARANTINE in names else ()
+    return _parsed(names), frozenset(marks)
+
+
+def _parsed(names: Iterable[str]) -> list[StepFolder]:
+    folders = [folder for name in names if (folder := StepFolder.parse(name)) is not None]
+    return sorted(folders, key=lambda folder: folder.age, reverse=True)
+
+
+def _by_folder(tree: Mapping[str, ObjectInfo]) -> dict[str, dict[str, ObjectInfo]]:
+    found: dict[str, dict[str, ObjectInfo]] = {}
+    for path, info in tree.items():
+        folder, _, rest = path.partition("/")
+        found.setdefault(folder, {})[rest] = info
+    return found
 
 
 def _has_manifest(storage: Storage, folder: StepFolder) -> bool:

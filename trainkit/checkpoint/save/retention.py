@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Literal, TypeAlias
 
-from trainkit.checkpoint.format.catalog import read_manifest, step_folders
+from trainkit.checkpoint.format.catalog import read_manifest, read_own_manifest, step_folders
 from trainkit.checkpoint.format.layout import MANIFEST, QUARANTINE, StepFolder
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.pins import pinned
@@ -63,8 +63,9 @@ class Retention:
             storage: of the root.
             policy: what is asked.
             generation: of this process. What was never committed under an earlier one goes: its
-                process has ended, or was overtaken and cannot commit any more. Where a later
-                one has saved, nothing is touched.
+                process has ended, or was overtaken and cannot commit any more. So does an
+                attempt of this process that failed, after the next commit. Where a later one
+                has saved, nothing is touched.
         """
         self._storage = storage
         self._policy = policy
@@ -119,7 +120,7 @@ class Retention:
                 root.cut_off.add(folder)
                 continue
             try:
-                manifest = read_manifest(self._storage, folder, with_files=False)
+                manifest = read_own_manifest(self._storage, folder)
             except (CheckpointDamagedError, EnvironmentFaultError) as reason:
                 log.debug("%s does not count: %s", folder.name, reason)
                 root.damaged.add(folder)
@@ -136,11 +137,13 @@ class Retention:
         kept = self._ask(whole.values()) | {next(iter(whole)).step}
         spared = self._ask(root.as_if_whole().values()) if root.damaged else frozenset()
         newest_of = {folder.step: folder.age for folder in whole}
+        # All ranks have left an attempt behind once a later one of this process was committed.
+        over = max([(self._generation, -1), *(f.age for f in whole)])
         removals = []
         for folder in root.folders:
             reason: Reason | None = None
             if folder in root.cut_off:
-                reason = "cut off" if folder.generation < self._generation else None
+                reason = "cut off" if folder.age < over else None
             elif newest_of.get(folder.step, folder.age) > folder.age:
                 reason = "saved again"
             elif folder in root.damaged:
