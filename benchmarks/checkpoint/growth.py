@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -39,6 +40,8 @@ CHECKPOINTS = 1000
 MOST_SECONDS, MOST_A_RANK = 2.0, 3.0
 
 _OPERATIONS = ("create", "write", "read", "read_into", "names", "tree", "size", "delete")
+# Clients of object stores do not survive a fork.
+_SPAWN = multiprocessing.get_context("spawn")
 _TENSORS, _VALUES = b"t" * 4096, b"{}\n"
 
 
@@ -105,8 +108,10 @@ def _ranks(url: str, counts: Sequence[int], rounds: int, processes: int) -> Iter
                 range(begin, min(begin + share, world_size))
                 for begin in range(0, world_size, share)
             ]
-            with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-                written = pool.map(_write_parts, [root] * len(shares), [folder] * len(shares), shares)
+            with concurrent.futures.ProcessPoolExecutor(processes, mp_context=_SPAWN) as pool:
+                written = pool.map(
+                    _write_parts, [root] * len(shares), [folder] * len(shares), shares
+                )
                 checksums = [checksum for part in written for checksum in part]
             storage = CountingStorage(open_storage(root))
             began = time.perf_counter()
