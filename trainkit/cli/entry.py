@@ -7,18 +7,19 @@ called, so that one that needs torch does not slow the others down.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 from trainkit import __version__
 from trainkit.errors import ExitCode, TrainkitError
 
-__all__ = ["COMMANDS", "HelpFormatter", "main"]
+__all__ = ["COMMANDS", "HelpFormatter", "command_list", "dispatch", "main"]
 
 # Name → "module:function" and a line of help. A function takes the arguments after its name
 # and returns the exit code.
 COMMANDS = {
     "env": ("trainkit.cli.env:main", "show who this process is in its job"),
+    "checkpoint": ("trainkit.cli.checkpoint:main", "look at checkpoints, check and tidy them"),
 }
 
 _BROKEN_PIPE = 141  # as the shell reports a command that SIGPIPE has ended
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _command(sys.argv[1:] if argv is None else argv)
+            return dispatch(sys.argv[1:] if argv is None else argv, COMMANDS, _parser)
         finally:
             # A reader that has gone away shows here, and not at the interpreter's end.
             for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -57,25 +58,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(ExitCode.INTERRUPTED)
 
 
-def _command(argv: Sequence[str]) -> int:
-    if not argv or argv[0] not in COMMANDS:
-        parser = _parser()
+def dispatch(
+    argv: Sequence[str],
+    commands: Mapping[str, tuple[str, str]],
+    parser: Callable[[], argparse.ArgumentParser],
+) -> int:
+    """Call the function of the command that ``argv`` begins with.
+
+    Args:
+        argv: a command and its arguments; anything else is for ``parser`` to answer.
+        commands: as ``COMMANDS``.
+        parser: makes the parser of what stands before a command, where that is needed.
+
+    Returns:
+        The exit code.
+    """
+    if not argv or argv[0] not in commands:
+        asked = parser()
         if argv and not argv[0].startswith("-"):
-            parser.error(f"unknown command {argv[0]!r}; known are {', '.join(COMMANDS)}")
-        parser.parse_args(argv)
-        parser.error("a command is needed")
-    module, _, function = COMMANDS[argv[0]][0].partition(":")
+            asked.error(f"unknown command {argv[0]!r}; known are {', '.join(commands)}")
+        asked.parse_args(argv)
+        asked.error("a command is needed")
+    module, _, function = commands[argv[0]][0].partition(":")
     run: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
     return run(argv[1:])
 
 
+def command_list(commands: Mapping[str, tuple[str, str]]) -> str:
+    """The commands and their lines of help, to stand in a help text."""
+    lines = "\n".join(f"  {name:<12} {text}" for name, (_, text) in commands.items())
+    return f"commands:\n{lines}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="trainkit",
         usage="trainkit [--help] [--version] COMMAND ...",
         description="The runtime inside the container of a distributed training job.",
-        epilog=f"commands:\n{lines}\n\n`trainkit COMMAND --help` tells more.",
+        epilog=f"{command_list(COMMANDS)}\n\n`trainkit COMMAND --help` tells more.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(

@@ -55,13 +55,18 @@ class StepReader:
         for name in state:
             documents = self.manifest.entries[name].documents
             if documents:
-                restoration.prepare(name, {path: self._document(path) for path in documents})
+                restoration.prepare(name, {path: self.document(path) for path in documents})
         if rank < self.manifest.world_size:
-            own = self._document(rank_state_path(rank))
+            own = self.document(rank_state_path(rank))
             restoration.prepare_rank(own, same_world=world_size == self.manifest.world_size)
         return restoration
 
-    def _document(self, path: str) -> Saved:
+    def document(self, path: str) -> Saved:
+        """Read and check all files of one document, which is a path without suffix.
+
+        Raises:
+            CheckpointDamagedError: bytes are not those that were saved, or files are missing.
+        """
         json, pieces = self._file(f"{path}.json"), tensor_files(path, self.manifest.files)
         if json is None and not pieces:
             raise CheckpointDamagedError(f"{self._storage.url}/{self._folder.name} lacks {path}")

@@ -1,0 +1,169 @@
+"""One entry of a checkpoint as a folder that needs no trainkit: all of it, or nothing."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainkit.checkpoint.admin.chunks import chunk_length, chunk_problem
+from trainkit.checkpoint.admin.headers import document_files, file_tensors
+from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
+from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.format.manifest import Entry, Manifest
+from trainkit.checkpoint.load.reader import StepReader
+from trainkit.errors import CheckpointDamagedError, InputMissingError, UsageError
+from trainkit.storage import Bytes, LocalStorage, Storage
+
+__all__ = ["FORMATS", "export"]
+
+FORMATS = ("safetensors", "torch")
+
+
+def export(
+    storage: Storage,
+    folder: StepFolder,
+    target: str | os.PathLike[str],
+    *,
+    entry: str = "model",
+    format: str = "safetensors",
+) -> list[str]:
+    """Write one entry to the local folder ``target``, which appears when all is in it.
+
+    Every byte is checked against its checksum on the way. ``safetensors`` copies the files as
+    they are, chunk by chunk; those that an entry is split over get the index that transformers
+    reads. ``torch`` reads the entry into memory and writes one file for ``torch.load`` with
+    ``weights_only=True``.
+
+    Args:
+        storage: of the root.
+        folder: of a committed checkpoint.
+        target: a folder that is not there yet, or is empty.
+        entry: name of the entry.
+        format: one of ``FORMATS``.
+
+    Returns:
+        Names of the files in ``target``.
+
+    Raises:
+        InputMissingError: the checkpoint has no such entry; the message names those it has.
+        UsageError: ``target`` is no local folder, or has something in it.
+        CheckpointDamagedError: bytes are not those that were saved.
+        DependencyError: ``torch`` was asked for and is not installed.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+    final = _target(target)
+    manifest = catalog.read_manifest(storage, folder)
+    described = _entry(storage, folder, manifest, entry)
+    above = LocalStorage(final.parent)
+    above.make_folder()
+    temporary = f".{final.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        above.make_folder(temporary)
+        if format == "torch":
+            _write_torch(StepReader(storage, folder), described, entry, final.parent / temporary)
+        else:
+            _write_files(storage, folder, manifest, described, above, temporary)
+        names = above.names(temporary)
+        _publish(final.parent / temporary, final)
+    finally:
+        shutil.rmtree(final.parent / temporary, ignore_errors=True)
+    return names
+
+
+def _target(target: str | os.PathLike[str]) -> Path:
+    text = os.fspath(target)
+    if "://" in text or not text.strip():
+        raise UsageError(f"{text!r}: expected a local folder to export to")
+    final = Path(os.path.abspath(os.path.expanduser(text)))
+    _refuse_used(final)
+    return final
+
+
+def _refuse_used(final: Path) -> None:
+    if os.path.lexists(final) and not (final.is_dir() and not os.listdir(final)):
+        raise UsageError(f"{final} is there already; expected a new folder, or an empty one")
+
+
+def _entry(storage: Storage, folder: StepFolder, manifest: Manifest, name: str) -> Entry:
+    found = manifest.entries.get(name)
+    if found is not None and found.documents:
+        return found
+    why = "is there" if found is None else "is held by each rank for itself, and cannot be exported"
+    names = [n for n, e in manifest.entries.items() if e.documents]
+    shown = ", ".join(sorted(names)) or "none"
+    no = "no entry" if found is None else "entry"
+    raise InputMissingError(
+        f"{storage.url}/{folder.name}: {no} {name!r} {why}; entries to export are {shown}"
+    )
+
+
+def _write_files(
+    storage: Storage,
+    folder: StepFolder,
+    manifest: Manifest,
+    entry: Entry,
+    above: LocalStorage,
+    temporary: str,
+) -> None:
+    for document in entry.documents:
+        where = document_files(manifest, document)
+        base = document.rpartition("/")[2]
+        new_names = _names(base, len(where.tensors))
+        index: dict[str, str] = {}
+        total = 0
+        for path, name in zip(where.tensors, new_names, strict=True):
+            record = manifest.files[path]
+            above.write(f"{temporary}/{name}", _chunks(storage, folder, path, record))
+            tensors = file_tensors(storage, folder, path, record)
+            index.update(dict.fromkeys(tensors, name))
+            total += sum(tensor.num_bytes for tensor in tensors.values())
+        if len(new_names) > 1:
+            text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
+            above.write(f"{temporary}/{base}.safetensors.index.json", [text.encode()])
+        if where.json:
+            record = manifest.files[where.json]
+            above.write(f"{temporary}/{base}.json", _chunks(storage, folder, where.json, record))
+
+
+def _names(base: str, count: int) -> list[str]:
+    """Names of tensor files, as Hugging Face has them."""
+    if count == 1:
+        return [f"{base}.safetensors"]
+    return [f"{base}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+
+
+def _chunks(storage: Storage, folder: StepFolder, path: str, record: FileRecord) -> Iterator[Bytes]:
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, record.size)))
+    for number in range(len(record.chunks)):
+        where = f"{folder.name}/{path}"
+        problem = chunk_problem(storage, where, record, number, buffer)
+        if problem:
+            raise CheckpointDamagedError(f"{storage.url}/{where}{problem}")
+        yield buffer[: chunk_length(record, number)]
+
+
+def _write_torch(reader: StepReader, entry: Entry, name: str, into: Path) -> None:
+    from trainkit.checkpoint.admin import torch as torch_files
+
+    documents = {path: reader.document(path) for path in entry.documents}
+    if entry.kind == "module":
+        torch_files.write_module(documents, into / "pytorch_model.bin")
+    else:
+        torch_files.write_values(documents, into / f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}.pt")
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_used(final)  # somebody may have been faster
+    os.rename(temporary, final)
+    descriptor = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The commands of ``trainkit checkpoint``, a file each: flags in, text or JSON out."""

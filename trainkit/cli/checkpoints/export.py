@@ -1,0 +1,63 @@
+"""``trainkit checkpoint export``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from trainkit.checkpoint.admin.exporting import FORMATS, export
+from trainkit.checkpoint.admin.locating import find_step, open_root
+from trainkit.cli.checkpoints import arguments, shown
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write one entry of a checkpoint as a folder of its own.
+
+    Raises:
+        InputMissingError: there is no such checkpoint or entry.
+        UsageError: the target has something in it.
+        CheckpointDamagedError: bytes are not those that were saved.
+    """
+    parser = arguments.parser(
+        "export",
+        "Write one entry of a checkpoint to a local folder that needs no trainkit. Every byte is "
+        "checked on the way, and the folder appears when all is in it.",
+        "0; 2 if DIR has something in it, or for wrong usage; 65 if the checkpoint is damaged; "
+        "66 if there is no such checkpoint or entry; 77 if access is refused; 78 if torch is "
+        "missing.",
+    )
+    parser.add_argument("dir", metavar="DIR", help="new or empty local folder to write to")
+    parser.add_argument(
+        "--step",
+        type=arguments.step,
+        help="step to export (default: the one that URL names, or else the newest that is whole)",
+    )
+    parser.add_argument(
+        "--entry", default="model", metavar="NAME", help="entry to export (default: model)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="safetensors: the files as they are, with the index that transformers reads if they "
+        "are several; torch: one file for torch.load(weights_only=True), read into memory as a "
+        "whole (default: %(default)s)",
+    )
+    options = parser.parse_args(argv)
+    storage, named = open_root(options.url)
+    folder = find_step(storage, options.step, named)
+    names = export(storage, folder, options.dir, entry=options.entry, format=options.format)
+    if options.json:
+        shown.print_json(
+            {
+                "from": f"{storage.url}/{folder.name}",
+                "entry": options.entry,
+                "to": os.path.abspath(options.dir),
+                "files": names,
+            }
+        )
+        return 0
+    print(f"exported {options.entry!r} of {folder.name} to {options.dir}: {', '.join(names)}")
+    return 0
