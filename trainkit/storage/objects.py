@@ -117,7 +117,7 @@ class ObjectStorage:
         """See ``Storage.read``."""
         key = self._key(path)
         with self._telling(key):
-            return bytes(self._fs.cat_file(key))
+            return bytes(self._fs.cat_file(key, **_one_request(self._fs)))
 
     def read_into(self, path: str, buffer: memoryview, offset: int = 0) -> int:
         """See ``Storage.read_into``."""
@@ -246,6 +246,12 @@ def _open(url: str) -> tuple[Any, str]:
             f"where an object exists, so two runs could not be told apart. A newer version may."
         )
     return fs, root.rstrip("/")
+
+
+def _one_request(fs: Any) -> dict[str, Any]:
+    """Arguments to read a whole object at once: s3fs would ask for its size first."""
+    known = inspect.signature(getattr(fs, "_cat_file", fs.cat_file)).parameters
+    return {"max_concurrency": 1} if "max_concurrency" in known else {}
 
 
 def _modified(info: Mapping[str, Any]) -> float | None:
