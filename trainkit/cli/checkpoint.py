@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of entries are any text
     try:
-        return dispatch(argv, COMMANDS, _parser)
+        return int(dispatch(argv, COMMANDS, _parser))
     except (TrainkitError, BrokenPipeError):
         raise
     except OSError as error:

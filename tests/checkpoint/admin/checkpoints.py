@@ -17,7 +17,7 @@ from trainkit.storage import LocalStorage
 def f32(*values, shape=None):
     """A tensor of 32-bit floats."""
     data = struct.pack(f"<{len(values)}f", *values)
-    return TensorSource("F32", tuple(shape or (len(values),)), lambda: data)
+    return TensorSource("F32", (len(values),) if shape is None else tuple(shape), lambda: data)
 
 
 def zeros(num_bytes, dtype="U8"):

@@ -62,7 +62,7 @@ def remove_leftover(storage: Storage, leftover: Leftover) -> bool:
     if leftover.kind == "uncommitted" and storage.size(f"{name}/{MANIFEST}") is not None:
         return False
     # A listing takes a while: a folder may be newer than the one that did not show it.
-    if leftover.kind in ("mark", "pin") and storage.names(name):
+    if leftover.kind in ("mark", "pin") and storage.tree(name):
         return False
     storage.delete(leftover.path)
     return True

@@ -1,6 +1,6 @@
 """Pins by step: what is pinned stays, whatever a policy or ``prune`` says."""
 
-from trainkit.checkpoint.admin.locating import find_step, of_step
+from trainkit.checkpoint.admin.locating import find_step, no_checkpoints, of_step
 from trainkit.checkpoint.format import pins
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.storage import Storage
@@ -28,7 +28,10 @@ def unpin_step(storage: Storage, step: int) -> list[StepFolder]:
     Raises:
         InputMissingError: there is no such checkpoint, and no pin of one.
     """
-    names = map(StepFolder.parse, sorted(pins.pinned(storage)))
+    try:
+        names = map(StepFolder.parse, sorted(pins.pinned(storage)))
+    except NotADirectoryError:
+        raise no_checkpoints(storage) from None
     found = [folder for folder in names if folder is not None and folder.step == step]
     if not found:
         of_step(storage, step)
