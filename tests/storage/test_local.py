@@ -234,3 +234,20 @@ def test_what_is_removed_during_a_walk_is_left_out(storage, monkeypatch):
 
     monkeypatch.setattr(os, "stat", look)
     assert storage.tree() == {}
+
+
+def test_of_two_that_remove_a_folder_none_stops_half_way(storage, monkeypatch):
+    for number in range(20):
+        storage.write(f"a/{number}", [b"1"])
+    unlink, taken = os.unlink, []
+
+    def late(path, **more):
+        if not taken:  # the other one was faster with this file
+            taken.append(path)
+            unlink(path, **more)
+        unlink(path, **more)
+
+    monkeypatch.setattr(os, "unlink", late)
+    storage.delete("a")
+    assert taken
+    assert storage.names() == []

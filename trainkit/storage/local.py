@@ -113,7 +113,7 @@ class LocalStorage:
         local = self._local(path)
         with _telling(local), contextlib.suppress(FileNotFoundError):
             if local.is_dir() and not local.is_symlink():
-                shutil.rmtree(local)
+                _remove_tree(local)
             else:
                 local.unlink()
             flush_folder(local.parent)
@@ -161,6 +161,13 @@ def _walk(folder: str, before: str) -> Iterator[tuple[str, ObjectInfo]]:
         with contextlib.suppress(FileNotFoundError):
             info = entry.stat()
             yield before + entry.name, ObjectInfo(info.st_size, info.st_mtime)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder, also where another process is removing it: neither may stop half-way."""
+    while folder.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

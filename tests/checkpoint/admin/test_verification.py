@@ -11,7 +11,7 @@ from trainkit.checkpoint.admin.verification import bytes_to_check, exit_code, ve
 from trainkit.checkpoint.format import manifest
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES
 from trainkit.checkpoint.save.retention import remove_step
-from trainkit.errors import NoPermissionError
+from trainkit.errors import NoPermissionError, RetryableError
 
 FILES = [
     "MANIFEST.json",
@@ -154,6 +154,15 @@ def test_what_retention_removes_meanwhile_is_not_damaged(root):
     verdicts = verify(root.storage, listing)
     assert [v.folder for v in verdicts] == [new]
     assert exit_code(verdicts) == 0
+
+
+def test_where_all_are_removed_meanwhile_nobody_says_that_there_were_none(root):
+    old = root.save(1)
+    root.save(2, commit=False)
+    listing = list_root(root.storage)
+    remove_step(root.storage, old)
+    with pytest.raises(RetryableError, match="removed while they were read"):
+        verify(root.storage, listing)
 
 
 def test_threads_read_at_the_same_time_and_no_more_than_asked(root):

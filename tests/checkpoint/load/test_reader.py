@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from tests.checkpoint.admin.checkpoints import Root, f32
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, ChunkHasher
-from trainkit.checkpoint.load.reader import read_verified
+from trainkit.checkpoint.load.reader import StepReader, read_verified
 from trainkit.errors import CheckpointDamagedError, NoPermissionError
 from trainkit.storage import LocalStorage
 
@@ -100,3 +101,15 @@ def test_a_small_file_costs_no_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "read_into", note)
     assert read_verified(storage, "data", record) == data
     assert threads == [threading.main_thread()]
+
+
+def test_a_document_that_is_split_reads_as_a_whole_one(tmp_path):
+    root = Root(tmp_path)
+    model = {name: f32(ord(name)) for name in "abcde"}
+    one, several = root.save(1, model=model), root.save(2, model=model, parts=3)
+    read = [StepReader(root.storage, folder).document("model/model") for folder in (one, several)]
+    for saved in read:
+        assert saved.json is None
+        assert {name: bytes(t.data) for name, t in saved.tensors.items()} == {
+            name: source.load() for name, source in model.items()
+        }

@@ -23,6 +23,7 @@ from trainkit.errors import (
     EnvironmentFaultError,
     ExitCode,
     NoPermissionError,
+    RetryableError,
 )
 from trainkit.storage import Storage
 
@@ -96,6 +97,10 @@ def verify(
 
     Returns:
         A verdict a folder, newest first. One that was removed meanwhile has none.
+
+    Raises:
+        RetryableError: all of them were removed meanwhile.
+        NoPermissionError: one may not be read.
     """
     verdicts: list[Verdict] = []
     work = _work(storage, listing, chosen, verdicts, quick=quick)
@@ -129,7 +134,13 @@ def verify(
                 crew.result()
         finally:  # an interrupt or a refusal ends the others after the chunk they are at
             stop.set()
-    return [verdict for verdict in verdicts if not _has_gone(storage, verdict)]
+    found = [verdict for verdict in verdicts if not _has_gone(storage, verdict)]
+    if len(found) < len(verdicts) and all(v.state is State.UNCOMMITTED for v in found):
+        raise RetryableError(
+            f"all checkpoints of {storage.url} were removed while they were read: a run saves more "
+            f"often than one is read. Verify again, with --quick, or while the run is at rest."
+        )
+    return found
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> ExitCode:
