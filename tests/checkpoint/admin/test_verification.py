@@ -1,6 +1,7 @@
 """Every byte counts, nothing else does, and memory and threads stay bounded."""
 
 import errno
+import os
 import threading
 
 import pytest
@@ -58,6 +59,19 @@ def test_the_place_of_damage_in_a_large_file(root, disk):
         f"{folder.name}/model/model.safetensors: bytes {CHUNK_BYTES} to {2 * CHUNK_BYTES} do not "
         f"match their checksum"
     ]
+
+
+def test_a_file_that_gets_shorter_is_not_taken_for_the_one_before(root, disk):
+    """What was read last is still in memory, and may be just what is missing now."""
+    folders = [root.save(1, values={"same": "x" * 1000}) for _ in range(2)]
+    listing = list_root(root.storage)
+    path = disk / folders[0].name / "state" / "progress.json"
+    size = path.stat().st_size
+    os.truncate(path, size - 10)
+    _, verdict = verify(root.storage, listing, threads=1)
+    assert verdict.problems[0].startswith(
+        f"{folders[0].name}/state/progress.json ends at byte {size - 10}; the manifest lists"
+    )
 
 
 def test_quick_looks_at_sizes_alone(root, disk):
