@@ -1,6 +1,7 @@
 """Checkpoints written file by file, so that a test decides what each of them holds."""
 
 import datetime
+import json
 import struct
 from collections import Counter
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format.catalog import quarantine
 from trainkit.checkpoint.format.checksums import ChunkHasher
-from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
+from trainkit.checkpoint.format.layout import MANIFEST, StepFolder, index_path, piece_path
 from trainkit.checkpoint.format.manifest import Entry, Manifest
-from trainkit.checkpoint.format.tensors import TensorSource, serialize
+from trainkit.checkpoint.format.tensors import TensorSource, lay_out
 from trainkit.storage import LocalStorage
 
 
@@ -23,6 +24,12 @@ def f32(*values, shape=None):
 def zeros(num_bytes, dtype="U8"):
     """A large tensor."""
     return TensorSource(dtype, (num_bytes,), lambda: bytes(num_bytes))
+
+
+def file_of(tensors):
+    """The bytes of a safetensors file."""
+    head, ordered = lay_out(tensors, framework="pt")
+    return head + b"".join(tensor.load() for tensor in ordered)
 
 
 class Root:
@@ -91,14 +98,14 @@ class Root:
     @staticmethod
     def _model_files(model, parts):
         if parts == 1:
-            return {"model/model.safetensors": b"".join(serialize(model, framework="pt"))}
-        names = sorted(model)
-        return {
-            f"model/model-{part + 1:05d}-of-{parts:05d}.safetensors": b"".join(
-                serialize({name: model[name] for name in names[part::parts]}, framework="pt")
-            )
-            for part in range(parts)
-        }
+            return {"model/model.safetensors": file_of(model)}
+        names, files, index = sorted(model), {}, {}
+        for part in range(parts):
+            path = piece_path("model/model", part + 1, parts)
+            files[path] = file_of({name: model[name] for name in names[part::parts]})
+            index.update(dict.fromkeys(names[part::parts], path.rpartition("/")[2]))
+        files[index_path("model/model")] = json.dumps({"weight_map": index}).encode()
+        return files
 
 
 class Counting:

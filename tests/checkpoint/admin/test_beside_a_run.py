@@ -30,7 +30,7 @@ step = 0
 while True:
     step += 1
     state["table"]["step"] = step
-    manager.save(step)
+    manager.save(step, blocking=True)
     print(step, flush=True)
 """
 
