@@ -17,6 +17,7 @@ from trainkit.checkpoint.adapters import arrays
 from trainkit.checkpoint.format.tensors import METADATA, StoredTensor, TensorSource
 from trainkit.errors import CheckpointDamagedError, UsageError
 from trainkit.frameworks import loaded
+from trainkit.storage import Bytes
 
 __all__ = ["Encoder", "decode", "from_json_bytes", "to_json_bytes"]
 
@@ -171,14 +172,14 @@ def to_json_bytes(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def from_json_bytes(data: bytes | bytearray) -> Any:
+def from_json_bytes(data: Bytes) -> Any:
     """JSON from disk.
 
     Raises:
         CheckpointDamagedError: it is no JSON.
     """
     try:
-        return json.loads(data)
+        return json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
         raise CheckpointDamagedError(f"no JSON: {error}") from None
 

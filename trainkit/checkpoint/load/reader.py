@@ -75,7 +75,7 @@ class StepReader:
             data = self._file(piece)
             if data is not None:
                 tensors.update(parse(data))
-        return Saved(tensors, from_json_bytes(bytes(json)) if json is not None else None)
+        return Saved(tensors, from_json_bytes(json) if json is not None else None)
 
     def _file(self, path: str) -> memoryview | None:
         record = self.manifest.files.get(path)
