@@ -6,7 +6,6 @@ nobody pays for what another left behind.
 """
 
 import contextlib
-import inspect
 import os
 import re
 import shutil
@@ -32,25 +31,13 @@ __all__ = [
     "TrainkitSaves",
     "dcp_async_stall",
     "memcpy_seconds",
-    "save_step",
 ]
 
 OURS = "trainkit"
 _KEEP = 1_000_000
 """Old checkpoints go off the clock for everybody; peers remove none at all."""
 
-# Until save() is asynchronous by itself: to be deleted, with `save_step`, when it is.
-_ASYNCHRONOUS = "blocking" in inspect.signature(CheckpointManager.save).parameters
-
 Turn = Callable[[], float]
-
-
-def save_step(manager: CheckpointManager, step: int, *, blocking: bool) -> None:
-    """Save, and with ``blocking`` return after the commit only."""
-    if _ASYNCHRONOUS:
-        manager.save(step, blocking=blocking)  # type: ignore[call-arg]
-    else:
-        manager.save(step)
 
 
 class _Clock:
@@ -88,7 +75,7 @@ class TrainkitSaves:
         os.sync()
         self._step += 1
         with _Clock() as clock:
-            save_step(self.manager, self._step, blocking=blocking)
+            self.manager.save(self._step, blocking=blocking)
         self.manager.wait()
         return clock.seconds
 

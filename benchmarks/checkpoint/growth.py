@@ -3,8 +3,8 @@
     python -m benchmarks.checkpoint.growth         # some minutes: ranks on local disk
     python -m benchmarks.checkpoint.growth --s3    # requests on a real S3 server, too
 
-A few processes write the part manifests of many simulated ranks, each with a tensor file, a JSON
-file and a few KB of data. The coordinator is trainkit's own: what it does between the last part and
+A few processes write the part manifests of many simulated ranks, each with a tensor file and a JSON
+file of a few KB. The coordinator is trainkit's own: what it does between the last part and
 the commit is timed, and every operation on the storage is counted. Then a root is filled with a
 thousand checkpoints, and `latest_step()`, `all_steps()` and `restore_latest()` are asked for.
 """
@@ -13,7 +13,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import inspect
+import io
 import json
 import multiprocessing
 import os
@@ -27,21 +27,37 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds import Spread, machine, print_table, warn_if_busy
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.checkpoint.format.checksums import FileRecord, digest
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder, part_path, rank_state_path
-from trainkit.checkpoint.format.manifest import Entry, Manifest, Part
-from trainkit.checkpoint.save.writer import StepWriter
+from trainkit.checkpoint.format.manifest import Manifest, Part
+from trainkit.checkpoint.save.commit import commit
+from trainkit.checkpoint.save.job import Job
 from trainkit.storage import Storage, open_storage
+from trainkit.waiting import Deadline
+
+DOC = Path(__file__).parents[2] / "docs" / "checkpoint-growth.md"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 RANKS = (8, 64, 512, 4096)
 S3_RANKS = (8, 64)
 CHECKPOINTS = 1000
 MOST_SECONDS, MOST_A_RANK = 2.0, 3.0
 
-_OPERATIONS = ("create", "write", "read", "read_into", "names", "tree", "size", "delete")
+_OPERATIONS = [
+    "create",
+    "write",
+    "write_all",
+    "read",
+    "read_into",
+    "names",
+    "tree",
+    "size",
+    "delete",
+]
 # Clients of object stores do not survive a fork.
 _SPAWN = multiprocessing.get_context("spawn")
+_DIVISION = "division"
 _TENSORS, _VALUES = b"t" * 4096, b"{}\n"
 
 
@@ -72,28 +88,33 @@ def _record(data: bytes) -> FileRecord:
     return FileRecord(len(data), (digest(data),))
 
 
-def _write_parts(url: str, folder: StepFolder, ranks: range) -> list[str]:
-    """What ranks leave behind when they are done; the checksums of their parts."""
+def _write_parts(url: str, folder: StepFolder, ranks: range) -> None:
+    """What ranks leave behind when they are done."""
     storage = open_storage(url)
-    checksums = []
     for rank in ranks:
         path = rank_state_path(rank)
-        files = {f"{path}.safetensors": _record(_TENSORS), f"{path}.json": _record(_VALUES)}
-        storage.write(f"{folder.name}/{path}.safetensors", [_TENSORS])
-        storage.write(f"{folder.name}/{path}.json", [_VALUES])
-        entries = {"rank": Entry("per_rank", ())} if rank == 0 else {}
-        data = Part(rank, files, entries).to_bytes()
-        storage.create(f"{folder.name}/{part_path(rank)}", data)
-        checksums.append(digest(data))
-    return checksums
+        contents = {f"{path}.safetensors": _TENSORS, f"{path}.json": _VALUES}
+        storage.write_all({f"{folder.name}/{name}": data for name, data in contents.items()})
+        files = {name: _record(data) for name, data in contents.items()}
+        part = Part(rank, files, division=_DIVISION)
+        storage.create(f"{folder.name}/{part_path(rank)}", part.to_bytes())
 
 
-def _commit(storage: Storage, folder: StepFolder, checksums: Sequence[str]) -> None:
-    """The coordinator's work, as ``save`` does it: the one place that knows its signature."""
-    writer = StepWriter(storage, folder)
-    arguments: dict[str, Any] = {"written_by": "benchmark", "metrics": {}, "visible_within": 60.0}
-    known = inspect.signature(writer.commit).parameters
-    writer.commit(checksums, **{name: arguments[name] for name in arguments if name in known})
+def _commit(storage: Storage, folder: StepFolder, world_size: int) -> None:
+    """The coordinator's work, as the process of rank 0 that writes does it."""
+    job = Job(
+        folder=folder,
+        rank=0,
+        world_size=world_size,
+        division=_DIVISION,
+        entries={},
+        metrics={},
+        written_by="benchmark",
+        timeout=60.0,
+        attempts=1,
+        pause=0.0,
+    )
+    commit(storage, job, Deadline(job.timeout), lambda: None)
 
 
 def _ranks(url: str, counts: Sequence[int], rounds: int, processes: int) -> Iterator[list[str]]:
@@ -109,13 +130,10 @@ def _ranks(url: str, counts: Sequence[int], rounds: int, processes: int) -> Iter
                 for begin in range(0, world_size, share)
             ]
             with concurrent.futures.ProcessPoolExecutor(processes, mp_context=_SPAWN) as pool:
-                written = pool.map(
-                    _write_parts, [root] * len(shares), [folder] * len(shares), shares
-                )
-                checksums = [checksum for part in written for checksum in part]
+                list(pool.map(_write_parts, [root] * len(shares), [folder] * len(shares), shares))
             storage = CountingStorage(open_storage(root))
             began = time.perf_counter()
-            _commit(storage, folder, checksums)  # type: ignore[arg-type]
+            _commit(storage, folder, world_size)  # type: ignore[arg-type]
             seconds.append(time.perf_counter() - began)
             asked, shown = storage.asked, storage.shown()
             if open_storage(root).size(f"{folder.name}/{MANIFEST}") is None:
@@ -159,7 +177,8 @@ def _fill(storage: Storage, count: int) -> None:
 def _looks(url: str, count: int, rounds: int) -> Iterator[list[str]]:
     _fill(open_storage(url), count)
     print(f"{count} checkpoints made", file=sys.stderr)
-    manager = CheckpointManager(url, {"values": {"step": 0}})
+    options = CheckpointOptions(read_only=True)
+    manager = CheckpointManager(url, {"values": {"step": 0}}, options=options)
     storage = CountingStorage(open_storage(url))
     manager._storage = storage  # type: ignore[assignment]
     actions: dict[str, Callable[[], Any]] = {
@@ -198,12 +217,12 @@ def _s3() -> Iterator[str]:
 
 
 def _report(url: str, args: argparse.Namespace, ranks: Sequence[int], checkpoints: int) -> Any:
-    print(f"\n### Ranks, on {url.partition('://')[0] if '://' in url else 'local disk'}\n")
+    place = "S3" if "://" in url else "local disk"
     rows = list(_ranks(f"{url}/ranks", ranks, args.rounds, args.processes))
-    header = ["ranks", "coordinator, s", "operations", "a rank", "of them"]
-    print_table(header, rows)
-    print("\n### Checkpoints\n")
     looks = list(_looks(f"{url}/many", checkpoints, args.rounds))
+    print(f"\n### Ranks, on {place}\n")
+    print_table(["ranks", "coordinator, s", "operations", "a rank", "of them"], rows)
+    print(f"\n### Checkpoints, on {place}\n")
     print_table(["what", "checkpoints", "s", "operations", "of them"], looks)
     return {"ranks": rows, "checkpoints": looks}
 
@@ -217,9 +236,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=int, default=CHECKPOINTS, help="(%(default)s)")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; TMPDIR's by default")
     parser.add_argument("--s3", action="store_true", help="also on SeaweedFS, with fewer ranks")
+    parser.add_argument("--write", action="store_true", help="also into docs/checkpoint-growth.md")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     args = parser.parse_args(argv)
     warn_if_busy()
+    if not args.write:
+        _run(args)
+        return
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        _run(args)
+    print(printed.getvalue())
+    before, _, rest = DOC.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOC.write_text(f"{before}{BEGIN}\n{printed.getvalue().strip()}\n{END}{after}")
+
+
+def _run(args: argparse.Namespace) -> None:
     print(machine())
     folder = Path(tempfile.mkdtemp(prefix="benchmark-", dir=args.folder))
     try:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from benchmarks.checkpoint.contenders import save_step
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.checkpoint.format.checksums import FileRecord, digest
 from trainkit.checkpoint.format.layout import MANIFEST
 from trainkit.checkpoint.format.manifest import Manifest
@@ -67,12 +66,13 @@ class Library:
 
 def _save_trainkit(folder: Path, model: torch.nn.Module, step: int) -> None:
     manager = CheckpointManager(folder, {"model": model})
-    save_step(manager, step, blocking=True)
+    manager.save(step, blocking=True)
     manager.close()
 
 
 def _load_trainkit(folder: Path, model: torch.nn.Module) -> None:
-    if CheckpointManager(folder, {"model": model}).restore_latest() is None:
+    options = CheckpointOptions(read_only=True)
+    if CheckpointManager(folder, {"model": model}, options=options).restore_latest() is None:
         raise FileNotFoundError("no checkpoint was found")
 
 

@@ -149,11 +149,27 @@ class Manifest:
 
 def _sealed(document: Mapping[str, Any]) -> bytes:
     """JSON whose last line is a hash over all of its own bytes."""
-    data = json.dumps({**document, "self_xxh3_128": _NO_HASH.decode()}, indent=1).encode() + b"\n"
+    data = _lines({**document, "self_xxh3_128": _NO_HASH.decode()})
     own = _TRAILER.search(data)
     if own is None:
         raise AssertionError("a sealed document ends with its hash")  # a bug of ours, not a fault
     return data[: own.start(1)] + digest(data).encode() + data[own.end(1) :]
+
+
+def _lines(document: Mapping[str, Any]) -> bytes:
+    """JSON with a line for each field and one for each file.
+
+    ``indent`` would do without json's C code: half of a commit's time with thousands of ranks.
+    """
+    lines = []
+    for name, value in document.items():
+        if name == "files" and value:
+            files = (f"  {json.dumps(path)}: {json.dumps(item)}" for path, item in value.items())
+            text = "{\n" + ",\n".join(files) + "\n }"
+        else:
+            text = json.dumps(value)
+        lines.append(f' "{name}": {text}')
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _unsealed(data: bytes, what: str) -> Any:
