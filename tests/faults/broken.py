@@ -1,0 +1,107 @@
+"""Writers that are broken on purpose, each in one way: the faults must show it.
+
+They change what a storage does, and not how checkpoints are made, so that they stay what they
+are when the making changes.
+"""
+
+import contextlib
+import os
+import stat
+
+from trainkit.storage import LocalStorage
+
+
+class ManifestFirst(LocalStorage):
+    """Writes data files only once the manifest is there."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self._held = []
+
+    def write(self, path, parts):
+        self._held.append((path, [bytes(part) for part in parts]))
+        self.make_folder(os.path.dirname(path))
+
+    def create(self, path, data):
+        super().create(path, data)
+        if path.endswith("MANIFEST.json"):
+            while self._held:
+                super().write(*self._held.pop())
+
+
+class InPlace(LocalStorage):
+    """Writes the files of each step over those of the step before, as one that has fixed names
+    for its files does."""
+
+    def write(self, path, parts):
+        one = self._local(".shared") / path.partition("/")[2].replace("/", "-")
+        one.parent.mkdir(exist_ok=True)
+        descriptor = os.open(one, os.O_WRONLY | os.O_CREAT, 0o666)
+        offset = 0
+        for part in parts:
+            # In two halves, or a state this small would change at a single moment.
+            for half in (part[: len(part) // 2], part[len(part) // 2 :]):
+                offset += os.pwrite(descriptor, half, offset)
+        os.ftruncate(descriptor, offset)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        self.make_folder(os.path.dirname(path))
+        os.link(one, self._local(path))
+
+
+class NoFlush(LocalStorage):
+    """Does not flush files."""
+
+    skips = staticmethod(stat.S_ISREG)
+
+    def write(self, path, parts):
+        with self._skipping():
+            super().write(path, parts)
+
+    def create(self, path, data):
+        with self._skipping():
+            super().create(path, data)
+
+    def make_folder(self, path=""):
+        with self._skipping():
+            super().make_folder(path)
+
+    @contextlib.contextmanager
+    def _skipping(self):
+        real = {name: getattr(os, name) for name in ("fsync", "fdatasync")}
+
+        def skipping(name):
+            return lambda fd: None if self.skips(os.fstat(fd).st_mode) else real[name](fd)
+
+        for name in real:
+            setattr(os, name, skipping(name))
+        try:
+            yield
+        finally:
+            for name, function in real.items():
+                setattr(os, name, function)
+
+
+class NoFolderFlush(NoFlush):
+    """Does not flush the folders that name files."""
+
+    skips = staticmethod(stat.S_ISDIR)
+
+
+class Swallowing(LocalStorage):
+    """Loses errors of writing, as a pool of threads does that nobody asks how it ended."""
+
+    def write(self, path, parts):
+        with contextlib.suppress(OSError):
+            super().write(path, parts)
+
+
+class Overwriting(LocalStorage):
+    """Replaces what is there, where a creation has to be exclusive, and makes its folder."""
+
+    def create(self, path, data):
+        final = self._local(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(final.name + ".tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, final)

@@ -1,0 +1,118 @@
+"""T1: kill -9 at every system call of a save that changes anything; restart; save again."""
+
+import os
+import signal
+
+import pytest
+
+from tests.faults import broken, tracing
+from tests.faults.group import Group
+from tests.faults.oslayer import Layer, at
+from tests.faults.trials import MODES, Report, beginning, next_step, saver, serve
+
+SCENARIOS = [("first", 1), ("over", 1), ("retention", 1), ("retention", 3)]
+
+
+def by_strace(share, scenario, world, victim, mode):
+    """Kill rank ``victim`` at each of its system calls that count."""
+    report = Report()
+    begin = beginning(share.folder, scenario, world=world)
+    last = _count_calls(share, begin, scenario, victim, mode)
+    # A margin: threads and helpers may make some calls more in one run than in another.
+    for number in share.of(range(1, last + 3)):
+        with share.root(begin) as oracle:
+            injection = tracing.killing(number)
+            log = share.folder / "trace"
+            members, _ = _trial(oracle, scenario, victim, mode, log, injection)
+            wrong = oracle.survives()
+            if members[victim].status != 0:
+                report.add(f"{scenario} x{world}, rank {victim}", wrong, f"call {number}")
+            assert members[victim].status in (0, -signal.SIGKILL), members
+    return report
+
+
+def _count_calls(share, begin, scenario, victim, mode):
+    with share.root(begin) as oracle:
+        members, calls = _trial(oracle, scenario, victim, mode, share.folder / "trace")
+        assert [member.status for member in members] == [0] * oracle.world, members
+        return len(calls)
+
+
+def _trial(oracle, scenario, victim, mode, log, *injections):
+    token, step = next_step(oracle, scenario)
+    oracle.attempt(token, step)
+    with Group(oracle.world, lambda side: saver(side, oracle, token, step, mode), held=True) as g:
+        with tracing.Strace(g.members[victim].pid, log, *injections) as strace:
+            g.let_go()
+            g.serve(lambda: g.ended() or g.members[victim].status is not None, 60.0)
+        # The launcher ends the others when one has died; when none has, all come to an end.
+        if g.members[victim].status != 0:
+            g.kill()
+        g.finish()
+        if all(member.heard("acknowledged") for member in g.members):
+            oracle.acknowledge(token)
+        return g.members, strace.calls()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("scenario", "world"), SCENARIOS)
+def test_kill_at_every_system_call(tally, scenario, world, mode):
+    reason = tracing.why_not()
+    if reason:
+        pytest.skip(f"{reason}; test_kill_at_every_operation kills instead")
+    for victim in range(min(world, 2)):
+        report = serve(by_strace, scenario, world, victim, mode)
+        tally("T1 kill at every system call", report)
+        assert report.violations == []
+        assert report.count > 20
+
+
+def by_failpoint(share, scenario, world, victim, mode, storage=None):
+    """Kill rank ``victim`` at each of its operations that go through ``os``."""
+    report = Report()
+    storage = storage and getattr(broken, storage)
+    begin = beginning(share.folder, scenario, world=world, storage=storage)
+    for number in share.of(range(1, 1000)):
+        with share.root(begin) as oracle:
+            status = _failpoint(oracle, scenario, victim, mode, number, storage)
+            wrong = oracle.survives()
+            if status == 0:
+                assert wrong == []
+                return report
+            assert status == -signal.SIGKILL
+            report.add(f"{scenario} x{world}, rank {victim}", wrong, f"operation {number}")
+    raise AssertionError("a save of a thousand operations")
+
+
+def _failpoint(oracle, scenario, victim, mode, number, storage):
+    token, step = next_step(oracle, scenario)
+    oracle.attempt(token, step)
+
+    def main(side):
+        die = at(number, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        armed = Layer(die) if side.rank == victim else None
+        saver(side, oracle, token, step, mode, armed=armed, storage=storage)
+
+    with Group(oracle.world, main) as group:
+        group.serve(lambda: group.ended() or group.members[victim].status is not None, 60.0)
+        if group.members[victim].status != 0:
+            group.kill()
+        if all(member.heard("acknowledged") for member in group.finish()):
+            oracle.acknowledge(token)
+        return group.members[victim].status
+
+
+@pytest.mark.parametrize(("scenario", "world"), SCENARIOS)
+def test_kill_at_every_operation(tally, scenario, world):
+    for victim in range(min(world, 2)):
+        report = serve(by_failpoint, scenario, world, victim, "blocking")
+        tally("T1 kill at every os operation", report)
+        assert report.violations == []
+        assert report.count > 9
+
+
+@pytest.mark.parametrize("storage", ["ManifestFirst", "InPlace"])
+def test_control(storage):
+    report = serve(by_failpoint, "retention", 1, 0, "blocking", storage)
+    assert report.violations, f"{report.count} kills did not show that {storage} is broken"
+    assert len(report.violations) < report.count

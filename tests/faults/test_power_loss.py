@@ -1,0 +1,97 @@
+"""T3: power is lost at any moment, and with it whatever was not flushed."""
+
+import itertools
+
+import pytest
+
+from tests.faults import broken
+from tests.faults.oracle import QUICK, Oracle, empty_state, fill
+from tests.faults.powerloss import (
+    Crash,
+    Log,
+    fingerprint,
+    lay_out,
+    prefix_crashes,
+    random_crashes,
+    single_crashes,
+    tree_after,
+)
+from tests.faults.trials import Report, save, serve, storage_is
+from trainkit.checkpoint import CheckpointManager
+
+SINGLES, SAMPLES = 150, 600
+"""How many states CI looks at, apart from all prefixes; those that are alike count once."""
+
+
+def recorded(top, storage=None, *, refuse_links=False):
+    """The log of a run that saves, is restarted, saves one step anew, and removes old steps."""
+    top.mkdir()
+    log = Log(top, refuse_links=refuse_links)
+    plan = [[(1, 1), (2, 2), (3, 3)], [(4, 3), (5, 4)]]
+    with log, storage_is(storage):
+        for life in plan:
+            state = empty_state(2048)
+            manager = CheckpointManager(top / "run", state, keep=2, options=QUICK)
+            manager.restore_latest()
+            for token, step in life:
+                fill(state, token)
+                log.note("attempt", token, step)
+                save(manager, step, "blocking")
+                log.note("acknowledge", token)
+            manager.close()
+    # What was recorded is all that happened, or the states below would be of another run.
+    there = tree_after(log.effects, Crash(len(log.effects), frozenset()))
+    assert there == {
+        str(path.relative_to(top)): None if path.is_dir() else path.read_bytes()
+        for path in top.rglob("*")
+    }
+    return log.effects
+
+
+def judge(share, effects, crashes, report, kind, seen):
+    """Look at each state that is not among those ``seen``."""
+    for crash in crashes:
+        tree = tree_after(effects, crash)
+        notes = [e.note for e in effects[: crash.prefix] if e.kind == "note"]
+        key = (fingerprint(tree), len(notes))
+        if key in seen:
+            continue
+        seen.add(key)
+        with share.root() as top:
+            lay_out(tree, top)
+            oracle = Oracle(top / "run", keep=2)
+            for what, *values in notes:
+                getattr(oracle, what)(*values)
+            report.add(kind, oracle.violations(), f"{crash}")
+
+
+def trials(share, storage, refuse_links, scale):
+    """All prefixes, then single changes lost, then any of them and torn writes."""
+    report, seen = Report(), set()
+    storage = storage and getattr(broken, storage)
+    effects = recorded(share.folder / "top", storage, refuse_links=refuse_links)
+    judge(share, effects, share.of(prefix_crashes(effects)), report, "prefixes", seen)
+    singles = list(single_crashes(effects))
+    chosen = share.of(singles[:: max(1, len(singles) // (SINGLES * scale))])
+    judge(share, effects, chosen, report, "single changes", seen)
+    crashes = itertools.islice(
+        random_crashes(effects, seed=share.number), SAMPLES * scale // share.shards
+    )
+    judge(share, effects, crashes, report, "samples", seen)
+    return report
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_power_loss(tally, scale, links):
+    report = serve(trials, None, not links, scale, timeout=280 * scale)
+    tally("T3 power loss", report)
+    assert report.violations == []
+    assert report.faults["prefixes"] > 150
+    assert report.faults["samples"] > SAMPLES * scale / 4
+
+
+@pytest.mark.parametrize("storage", ["NoFlush", "NoFolderFlush", "ManifestFirst"])
+def test_control(storage):
+    report = serve(trials, storage, False, 1)
+    assert report.violations, f"{report.count} states did not show that {storage} is broken"
+    assert len(report.violations) < report.count
