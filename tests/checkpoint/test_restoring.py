@@ -131,6 +131,19 @@ def test_a_commit_that_was_cut_off_is_no_commit(tmp_path):
     assert restored(tmp_path) is None
 
 
+def test_a_commit_that_was_cut_off_does_not_hide_an_older_one_of_its_step(tmp_path):
+    fill(tmp_path)
+    again = CheckpointManager(tmp_path, state(3))
+    again.save(2)
+    (manifest,) = tmp_path.glob("step-0000000002.g03-*/MANIFEST.json")
+    fill(tmp_path / "other")
+    shutil.copytree(step_folder(tmp_path / "other", 2), tmp_path / "step-0000000002.g02-0000")
+    manifest.write_bytes(b"")
+    back = state(0)
+    assert CheckpointManager(tmp_path, back).restore(2) == 2
+    assert back["table"]["value"] == 2
+
+
 def test_damage_that_one_rank_sees_counts_for_all(tmp_path, on_ranks, quick, monkeypatch):
     fill(tmp_path)
     read_into = LocalStorage.read_into

@@ -39,15 +39,15 @@ class Layer:
     """Hooks while it is entered. ``before`` may raise, or return how many bytes to write at
     most; ``after`` sees the result."""
 
-    def __init__(self, before=None, after=None, *, thread=None):
+    def __init__(self, before=None, after=None):
         """Hook nothing yet.
 
         Args:
             before: called with an `Operation`.
-            after: called with it once it is done.
-            thread: identifier of the one thread to hook; all by default.
+            after: called with it once it is done, before any other thread's operation is.
         """
-        self._before, self._after, self._thread = before, after, thread
+        self._before, self._after = before, after
+        self._in_order = threading.RLock() if after else contextlib.nullcontext()
         self._real = {}
         self.count = 0
 
@@ -68,21 +68,20 @@ class Layer:
         describe = getattr(self, f"_describe_{name}", self._describe_paths)
 
         def hooked(*args, **kwargs):
-            if self._thread is not None and threading.get_ident() != self._thread:
-                return real(*args, **kwargs)
-            operation = describe(name, *args, **kwargs)
-            if operation is None:
-                return real(*args, **kwargs)
-            self.count += 1
-            most = self._before(operation) if self._before else None
-            if most is not None and operation.data is not None:
-                operation.data = operation.data[:most]
-                short = operation.data if name in ("write", "pwrite") else [operation.data]
-                args = (args[0], short, *args[2:])
-            result = operation.result = real(*args, **kwargs)
-            if self._after:
-                self._after(operation)
-            return result
+            with self._in_order:
+                operation = describe(name, *args, **kwargs)
+                if operation is None:
+                    return real(*args, **kwargs)
+                self.count += 1
+                most = self._before(operation) if self._before else None
+                if most is not None and operation.data is not None:
+                    operation.data = operation.data[:most]
+                    short = operation.data if name in ("write", "pwrite") else [operation.data]
+                    args = (args[0], short, *args[2:])
+                result = operation.result = real(*args, **kwargs)
+                if self._after:
+                    self._after(operation)
+                return result
 
         return hooked
 

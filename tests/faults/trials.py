@@ -69,6 +69,10 @@ class Report:
         self.seconds = max(self.seconds, other.seconds)
         return self
 
+    def check(self):
+        """Fail with the first violations, if there are any."""
+        assert not self.violations, "\n".join([f"{len(self.violations)}:", *self.violations[:9]])
+
     @property
     def count(self):
         """All faults."""

@@ -51,7 +51,7 @@ class Restorer:
                 return folder
             reason = outcome.failures[0].text
             self._set_aside(folder, reason)
-            if not reason.startswith(TornManifestError.__name__):
+            if not _is_torn(outcome):
                 damaged.append(f"{folder.name} ({reason})")
         if damaged:
             raise CheckpointDamagedError(
@@ -69,13 +69,18 @@ class Restorer:
             EnvironmentFaultError: it does not fit the state.
         """
         folders = self._listed(set_aside=True)
-        folder = next((folder for folder in folders if folder.step == step), None)
-        if folder is None:
+        of_step = [folder for folder in folders if folder.step == step]
+        if not of_step:
             steps = ", ".join(map(str, sorted({folder.step for folder in folders}))) or "none"
             raise InputMissingError(
                 f"{self.storage.url} has no checkpoint of step {step}; it has {steps}"
             )
-        self._finish(*self._prepare(folder))
+        for folder in of_step:
+            outcome, restoration = self._prepare(folder)
+            # One whose save was cut off must not hide the older one that it was to replace.
+            if not _is_torn(outcome) or folder is of_step[-1]:
+                break
+        self._finish(outcome, restoration)
         return folder
 
     def _prepare(self, folder: StepFolder) -> tuple[Outcome[int], list[Restoration]]:
@@ -150,3 +155,8 @@ def _is_damage(outcome: Outcome[int]) -> bool:
     """Whether the checkpoint itself is at fault; the same answer on all ranks."""
     kind = CheckpointDamagedError.__name__
     return bool(outcome.failures) and all(f.kind == kind for f in outcome.failures)
+
+
+def _is_torn(outcome: Outcome[int]) -> bool:
+    """Whether the save of the checkpoint was cut off, so that nobody was told of it."""
+    return _is_damage(outcome) and outcome.failures[0].text.startswith(TornManifestError.__name__)
