@@ -8,6 +8,7 @@ import contextlib
 import os
 import stat
 
+from trainkit.checkpoint.load import reader
 from trainkit.storage import LocalStorage
 
 
@@ -105,3 +106,30 @@ class Overwriting(LocalStorage):
         temporary = final.with_name(final.name + ".tmp")
         temporary.write_bytes(data)
         os.replace(temporary, final)
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Readers of this process that compare no checksum of a file."""
+    real = reader.digest
+    reader.digest = lambda data: _Equal()
+    try:
+        yield
+    finally:
+        reader.digest = real
+
+
+class _Equal:
+    """Equal to everything."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+
+nothing = contextlib.nullcontext
+"""No break."""

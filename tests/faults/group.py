@@ -252,5 +252,7 @@ def _become_rank(side, main, held):
         side.tell("value", main(side))
     except (Exception, TrainkitError) as error:
         number = getattr(error, "errno", None)
-        side.tell("error", (type(error).__name__, number, str(error), traceback.format_exc()[-3000:]))
+        side.tell(
+            "error", (type(error).__name__, number, str(error), traceback.format_exc()[-3000:])
+        )
     os._exit(0)

@@ -5,6 +5,7 @@ function of the token, so that a restored state tells which save it is of, and o
 two saves is of none. By default the token is the step.
 """
 
+import bisect
 import hashlib
 import json
 import threading
@@ -133,17 +134,22 @@ def restore(root, world, size, steps=()):
                 result[rank] = error
         manager.close()
 
+    on_threads(world, rank_main)
+    return results
+
+
+def on_threads(world, rank_main):
+    """Run ``rank_main(rank)`` on each rank, as threads where there are several."""
     if world == 1:
         rank_main(0)
-        return results
+        return
     threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
         if thread.is_alive():
-            raise AssertionError("I5: a rank hangs in restore")
-    return results
+            raise AssertionError("I5: a rank hangs")
 
 
 class Oracle:
@@ -174,17 +180,31 @@ class Oracle:
         self.steps[token] = token if step is None else step
 
     def acknowledge(self, token):
-        """The save of ``token`` has returned on every rank."""
-        self.acknowledged.append(token)
+        """The save of ``token`` has returned on a rank, so it is committed for all."""
+        if token not in self.acknowledged:
+            bisect.insort(self.acknowledged, token)
 
     def save(self, token, *, step=None):
-        """Open the root, save ``token`` on one rank, and acknowledge."""
-        state = fill(empty_state(self.size), token)
-        manager = CheckpointManager(self.root, state, keep=self.keep, options=QUICK)
+        """Open the root, save ``token`` on all ranks, which are threads, and acknowledge."""
         self.attempt(token, step)
-        manager.save(self.steps[token])
-        manager.wait()
-        manager.close()
+        store, errors = MemoryStore(), []
+
+        def rank_main(rank):
+            communicator = Communicator(store, rank, self.world, timeout=60.0)
+            state = fill(empty_state(self.size), token, rank)
+            try:
+                manager = CheckpointManager(
+                    self.root, state, keep=self.keep, options=QUICK, communicator=communicator
+                )
+                manager.save(self.steps[token])
+                manager.wait()
+                manager.close()
+            except (Exception, TrainkitError) as error:
+                errors.append(error)
+
+        on_threads(self.world, rank_main)
+        if errors:
+            raise errors[0]
         self.acknowledge(token)
 
     def violations(self):
@@ -218,14 +238,11 @@ class Oracle:
         """What is wrong now, and once the next save has been there (I6 too)."""
         wrong = self.violations()
         token = max(self.steps, default=0) + 1
-        before, self.world = self.world, 1
         try:
             self.save(token, step=max(self.steps.values(), default=0) + 1)
             return wrong + self.violations() + self.orphans()
         except (Exception, TrainkitError) as error:
             return [*wrong, f"no save is possible any more: {error!r}"]
-        finally:
-            self.world = before
 
     def orphans(self):
         """Files that no checkpoint, claim or mark accounts for, after a save (I6).

@@ -139,6 +139,8 @@ def _server(module, name, file, args, top):
     began = time.monotonic()
     number, shards = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with tempfile.TemporaryDirectory(dir=top) as folder:
+        # What is imported late is here before any fork, and no trial fails in an import.
+        Oracle(Path(folder) / "warm", keep=1).save(1)
         report = _load(module, name, file)(Share(number, shards, folder), *args)
     report.seconds = time.monotonic() - began
     return report
@@ -186,15 +188,15 @@ def save_once(oracle, token, step=None, **how):
     """Save on the oracle's number of ranks, which are processes; raises if it fails."""
     from tests.faults.group import Group
 
-    with Group(oracle.world, lambda side: saver(side, oracle, token, step or token, **how)) as group:
+    with Group(
+        oracle.world, lambda side: saver(side, oracle, token, step or token, **how)
+    ) as group:
         for member in group.finish():
             if member.status != 0 or member.heard("error"):
                 raise AssertionError(f"a healthy save failed: {member}")
 
 
-def saver(
-    side, oracle, token, step, mode="blocking", *, options=QUICK, armed=None, storage=None
-):
+def saver(side, oracle, token, step, mode="blocking", *, options=QUICK, armed=None, storage=None):
     """A rank's whole life: open, save one step, say so.
 
     Args:

@@ -1,0 +1,140 @@
+"""T14: one rank stops, and neither dies nor goes on; the others name it when time is up."""
+
+import time
+
+import pytest
+
+from tests.faults.group import Group
+from tests.faults.oracle import Box, Oracle, empty_state, fill
+from tests.faults.oslayer import Layer
+from tests.faults.trials import Report, save, serve
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.errors import DeadlineError, TrainkitError
+from trainkit.state import PerRank
+
+WORLD, DEADLINE = 3, 3.0
+
+PHASES = [
+    *((rank, "operation", n) for rank, last in ((0, 40), (1, 14), (2, 14)) for n in range(1, last, 6)),
+    *((rank, phase, 0) for rank in (0, 2) for phase in ("state_dict", "load_state_dict")),
+]  # fmt: skip
+"""Which rank stops, and where: at the n-th operation on a file after the first save, or in the
+calls that give and take its state."""
+
+
+class Stopping(Box):
+    """A state that stops its process in one of its methods."""
+
+    def __init__(self, value, side, phase):
+        super().__init__(value)
+        self.side, self.phase = side, phase
+
+    def state_dict(self):
+        self._look("state_dict")
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict):
+        self._look("load_state_dict")
+        super().load_state_dict(state_dict)
+
+    def _look(self, phase):
+        if self.phase == phase:
+            self.phase = None
+            self.side.stop_here()
+
+
+def rank_main(side, oracle, victim, phase, number, deadline):
+    """Save, restore and save until an error; say which, and after how long."""
+    state = fill(empty_state(oracle.size), 1, side.rank)
+    mine = side.rank == victim
+    state["own"] = PerRank(Stopping(state["own"].value.value, side, None))
+    options = CheckpointOptions(timeout=deadline, attempts=1, pause=0.001, visible_within=deadline)
+    armed = [False]
+
+    def before(operation):
+        if mine and armed[0] and phase == "operation":
+            armed.append(operation)
+            if len(armed) == number + 1:
+                side.stop_here()
+
+    began = time.monotonic()
+    try:
+        with Layer(before):
+            manager = CheckpointManager(
+                oracle.root, state, keep=oracle.keep, options=options,
+                communicator=side.communicator(60.0),
+            )  # fmt: skip
+            save(manager, 1, "blocking")
+            side.tell("acknowledged", 1)
+            armed[0] = True
+            state["own"].value.phase = phase if mine else None
+            if phase == "load_state_dict":
+                began = time.monotonic()
+                manager.restore_latest()
+            for token in (2, 3, 4):
+                fill(state, token, side.rank)
+                began = time.monotonic()
+                save(manager, token, "blocking")
+                side.tell("acknowledged", token)
+    except (Exception, TrainkitError) as error:
+        passed = time.monotonic() - began
+        side.tell("raised", (isinstance(error, DeadlineError), str(error), passed))
+
+
+def hangs(share, deadline, patience):
+    """One trial for each phase."""
+    report = Report()
+    longest = 0.0
+    for victim, phase, number in share.of(PHASES):
+        with share.root() as root:
+            oracle = Oracle(root, keep=2, world=WORLD)
+            for token in (1, 2, 3, 4):
+                oracle.attempt(token)
+            wrong, passed = _trial(oracle, victim, phase, number, deadline, patience)
+            longest = max(longest, passed)
+            report.add(f"rank {victim}", wrong + oracle.survives(), f"{phase} {number}")
+    report.notes.append(longest)
+    return report
+
+
+def _trial(oracle, victim, phase, number, deadline, patience):
+    def main(side):
+        rank_main(side, oracle, victim, phase, number, deadline)
+
+    wrong, longest = [], 0.0
+    with Group(oracle.world, main) as group:
+        if not group.await_stop(victim):
+            return [f"rank {victim} never came to {phase} {number}"], 0.0
+        others = [m for rank, m in enumerate(group.members) if rank != victim]
+        if not group.serve(
+            lambda: all(m.status is not None for m in others), patience, strict=False
+        ):
+            wrong.append(f"I5: ranks still wait after {patience} s")
+        for member in others:
+            for on_time, text, passed in member.heard("raised"):
+                longest = max(longest, passed)
+                if not on_time or f"rank(s) {victim} of {WORLD}" not in text:
+                    wrong.append(f"I5: the error does not name rank {victim}: {text}")
+            if member.status is not None and not member.heard("raised"):
+                wrong.append("I5: a rank went on without the one that stopped")
+        group.resume(victim)
+        group.serve(lambda: group.members[victim].status is not None, 60.0)
+        for member in group.members:
+            for token in member.heard("acknowledged"):
+                oracle.acknowledge(token)
+    return wrong, longest
+
+
+def test_a_rank_that_stops_is_named(tally):
+    # Patience is for a busy machine; how long it took is printed.
+    report = serve(hangs, DEADLINE, 10 * DEADLINE, shards=8)
+    tally("T14 a rank that stops", report)
+    report.check()
+    assert report.count == len(PHASES)
+    print(f"deadline {DEADLINE} s; the last error came after {max(report.notes):.2f} s")
+
+
+def test_control():
+    """Without a deadline the others wait for good, and the oracle says so."""
+    report = serve(hangs, 600.0, 1.0, shards=8)
+    assert sum("still wait" in text for text in report.violations) == len(PHASES)
