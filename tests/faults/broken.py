@@ -8,7 +8,9 @@ import contextlib
 import os
 import stat
 
+from trainkit.checkpoint import restoring
 from trainkit.checkpoint.load import reader
+from trainkit.checkpoint.save import writer
 from trainkit.storage import LocalStorage
 
 
@@ -97,17 +99,6 @@ class Swallowing(LocalStorage):
             super().write(path, parts)
 
 
-class Overwriting(LocalStorage):
-    """Replaces what is there, where a creation has to be exclusive, and makes its folder."""
-
-    def create(self, path, data):
-        final = self._local(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(final.name + ".tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, final)
-
-
 @contextlib.contextmanager
 def unchecked():
     """Readers of this process that compare no checksum of a file."""
@@ -117,6 +108,28 @@ def unchecked():
         yield
     finally:
         reader.digest = real
+
+
+@contextlib.contextmanager
+def unfenced():
+    """Writers of this process that do not look whether another run has taken over."""
+    real = writer.refuse_overtaken
+    writer.refuse_overtaken = lambda *_: None
+    try:
+        yield
+    finally:
+        writer.refuse_overtaken = real
+
+
+@contextlib.contextmanager
+def torn_is_damage():
+    """Restores of this process that take a commit that was cut off for one that was damaged."""
+    real = restoring._is_torn
+    restoring._is_torn = lambda outcome: False
+    try:
+        yield
+    finally:
+        restoring._is_torn = real
 
 
 class _Equal:

@@ -65,7 +65,7 @@ class Log:
 
     def _after(self, operation):
         path = operation.path
-        if not path or not path.startswith(f"{self.top}/") and path != str(self.top):
+        if not path or (not path.startswith(f"{self.top}/") and path != str(self.top)):
             return
         getattr(self, f"_on_{operation.name}")(operation)
 

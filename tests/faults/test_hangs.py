@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from tests.faults.group import Group
 from tests.faults.oracle import Box, Oracle, empty_state, fill
 from tests.faults.oslayer import Layer
@@ -15,7 +13,8 @@ from trainkit.state import PerRank
 WORLD, DEADLINE = 3, 3.0
 
 PHASES = [
-    *((rank, "operation", n) for rank, last in ((0, 40), (1, 14), (2, 14)) for n in range(1, last, 6)),
+    *((0, "operation", number) for number in range(1, 46, 5)),
+    *((rank, "operation", number) for rank in (1, 2) for number in (1, 6, 11)),
     *((rank, phase, 0) for rank in (0, 2) for phase in ("state_dict", "load_state_dict")),
 ]  # fmt: skip
 """Which rank stops, and where: at the n-th operation on a file after the first save, or in the

@@ -110,7 +110,9 @@ def test_kill_at_every_operation(tally, scenario, world):
         assert report.count > 9
 
 
-@pytest.mark.parametrize("storage", ["ManifestFirst", "InPlace"])
-def test_control(storage):
-    report = serve(by_failpoint, "retention", 1, 0, "blocking", storage)
+@pytest.mark.parametrize(
+    ("storage", "scenario"), [("ManifestFirst", "first"), ("InPlace", "retention")]
+)
+def test_control(storage, scenario):
+    report = serve(by_failpoint, scenario, 1, 0, "blocking", storage)
     assert report.violations, f"{report.count} kills did not show that {storage} is broken"

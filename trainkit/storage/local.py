@@ -124,7 +124,10 @@ class LocalStorage:
             missing.append(folder)
             folder = folder.parent
         for new in reversed(missing):
-            new.mkdir(exist_ok=True)  # another rank may have been faster
+            # Another rank may have been faster, which a network file system may hide from a
+            # second look.
+            with contextlib.suppress(FileExistsError):
+                new.mkdir()
             flush_folder(new.parent)
 
     def _publish(self, temporary: Path, final: Path, data: Bytes) -> None:
