@@ -21,7 +21,8 @@ def zombies(share, world, victim, mode, unfenced, stride):
     """Let rank ``victim`` sleep at each of its operations while a successor runs."""
     report = Report()
     begin = beginning(share.folder, "retention", world=world)
-    alive = set(DEEDS)
+    # Those of several ranks wait long, each for ranks that are dead.
+    alive = set(DEEDS if world == 1 else ("nothing", "save twice"))
     for number in share.of(range(1, 1000, stride)):
         for deed in DEEDS:
             if deed not in alive:
@@ -102,11 +103,18 @@ def _successor(oracle, deed):
 def test_zombies(tally, scale, world, victim, mode):
     stride = 3 if scale == 1 and world == 1 else 1
     report = serve(
-        zombies, world, victim, mode, False, stride, shards=2 * world, timeout=280 * scale
+        zombies,
+        world,
+        victim,
+        mode,
+        False,
+        stride,
+        shards=6 if world > 1 else 2,
+        timeout=280 * scale,
     )
     tally("T8 a zombie goes on", report)
     report.check()
-    assert report.count > 30
+    assert report.count > 20
 
 
 def test_control():

@@ -9,7 +9,7 @@ from trainkit.checkpoint.adapters.base import Apply, Document, Saved, StateAdapt
 from trainkit.checkpoint.adapters.plain import PlainAdapter, check_restorable, give_back, state_of
 from trainkit.checkpoint.format.layout import check_entry_name, rank_state_path
 from trainkit.checkpoint.format.manifest import Entry
-from trainkit.errors import EnvironmentFaultError, UsageError
+from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, UsageError
 from trainkit.frameworks import loaded, of_object
 from trainkit.state import PerRank
 
@@ -98,12 +98,19 @@ class Restoration:
             saved: the document of that rank.
             same_world: whether there are as many ranks as there were; otherwise the random
                 generators are left as they are.
+
+        Raises:
+            CheckpointDamagedError: it is no such document.
+            EnvironmentFaultError: something in it does not fit; the message names it.
         """
         value = saved.value()
+        if not isinstance(value, dict) or not isinstance(value.get("entries"), dict):
+            raise CheckpointDamagedError("the document of a rank without entries")
         for name, entry in value["entries"].items():
             if isinstance(self._state.get(name), PerRank):
                 self._applies.append(give_back(name, self._state[name].value, entry))
         if same_world:
+            rng.check(value.get("random"))
             self._random = value["random"]
 
     def apply(self) -> None:

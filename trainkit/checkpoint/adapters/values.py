@@ -148,9 +148,10 @@ def _decode_pairs(value: Any, tensors: Mapping[str, StoredTensor]) -> list[tuple
 
 
 def _decode_tensor(value: Any, tensors: Mapping[str, StoredTensor]) -> Any:
+    stored = tensors[value["key"]]  # torch is not loaded for one that is not there
     from trainkit.checkpoint.adapters.torch import tensors as torch_tensors
 
-    return torch_tensors.restored(tensors[value["key"]]).clone()
+    return torch_tensors.restored(stored).clone()
 
 
 _KINDS: dict[str, Callable[[Any, Mapping[str, StoredTensor]], Any]] = {

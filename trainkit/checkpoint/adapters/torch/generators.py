@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["capture", "give_back"]
+__all__ = ["capture", "check", "give_back"]
 
 
 def capture() -> dict[str, Any]:
@@ -15,6 +15,12 @@ def capture() -> dict[str, Any]:
     if cuda.is_available() and cuda.is_initialized():
         states["torch_cuda"] = cuda.get_rng_state()
     return states
+
+
+def check(states: dict[str, Any]) -> None:
+    """Try the state of the CPU's generator; raises what torch raises for one that is none."""
+    if "torch" in states:
+        torch.Generator().set_state(states["torch"])
 
 
 def give_back(states: dict[str, Any]) -> None:
