@@ -12,7 +12,7 @@ import stat
 from trainkit.checkpoint import restoring
 from trainkit.checkpoint.format import manifest
 from trainkit.checkpoint.load import reader
-from trainkit.checkpoint.save import writer
+from trainkit.checkpoint.save import commit
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import LocalStorage, local
 
@@ -116,12 +116,12 @@ def unchecked():
 @contextlib.contextmanager
 def unfenced():
     """Writers of this process that do not look whether another run has taken over."""
-    real = writer.refuse_overtaken
-    writer.refuse_overtaken = lambda *_: None
+    real = commit.refuse_overtaken
+    commit.refuse_overtaken = lambda *_: None
     try:
         yield
     finally:
-        writer.refuse_overtaken = real
+        commit.refuse_overtaken = real
 
 
 @contextlib.contextmanager

@@ -14,11 +14,12 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trainkit.coordination import Communicator
 from trainkit.errors import TrainkitError
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _MESSAGE = 1 << 17
 
 
@@ -38,7 +39,7 @@ class RankSide:
 
     def stop_here(self):
         """Tell the server, and stop this process until it is continued."""
-        self.tell("stopped")
+        self.tell("stopped", os.getpid())
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def await_word(self):
@@ -97,6 +98,7 @@ class Group:
             main: what it returns is said as "value", what it raises as "error".
             held: whether they wait for `let_go`.
         """
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._values, self._waiting = {}, []
         self.members = []
         for rank in range(world):
@@ -116,7 +118,7 @@ class Group:
 
     def __exit__(self, *_):
         self.kill()
-        self.serve(lambda: all(m.status is not None for m in self.members), 30.0)
+        self.serve(self.ended, 30.0)
         for member in self.members:
             member.line.close()
             os.close(member.pidfd)
@@ -136,16 +138,19 @@ class Group:
                     os.kill(member.pid, signal.SIGKILL)  # it may have had no time for a group
 
     def resume(self, rank):
-        """Continue a rank that stopped itself."""
-        os.kill(self.members[rank].pid, signal.SIGCONT)
+        """Continue what stopped itself: the rank, or the process that writes for it."""
+        for pid in self.members[rank].heard("stopped"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def await_stop(self, rank, timeout=60.0):
-        """Wait until ``rank`` has stopped itself; False if it ended instead."""
+        """Wait until ``rank``, or its writer, has stopped itself; False if it ended instead."""
         member = self.members[rank]
         self.serve(lambda: member.heard("stopped") or member.status is not None, timeout)
-        if member.status is not None:
+        if not member.heard("stopped"):
             return False
-        os.waitid(os.P_PID, member.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        (pid,) = member.heard("stopped")
+        self.serve(lambda: _state(pid) in "TXZ", timeout, pause=0.002)
         return True
 
     def ended(self):
@@ -153,12 +158,28 @@ class Group:
         return all(member.status is not None for member in self.members)
 
     def finish(self, timeout=60.0):
-        """Serve until all have ended; the members."""
+        """Serve until all have ended, and the processes that wrote for them; the members."""
         self.serve(self.ended, timeout)
-        return self.members
+        # They are this server's children now, and see that nobody waits for them any more.
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return self.members
+            if pid == 0:
+                if time.monotonic() > end:
+                    raise TimeoutError("I5: a writer outlives its rank")
+                time.sleep(0.001)
 
-    def serve(self, until, timeout, *, strict=True):
+    def serve(self, until, timeout, *, strict=True, pause=60.0):
         """Serve the store until a condition holds.
+
+        Args:
+            until: the condition.
+            timeout: seconds at most.
+            strict: whether it is an error if they pass.
+            pause: seconds after which to look again, though no rank has said anything.
 
         Raises:
             TimeoutError: it did not within ``timeout`` seconds, where ``strict``.
@@ -170,7 +191,7 @@ class Group:
                 if strict:
                     raise TimeoutError(f"I5: ranks hang: {[m.said[-1:] for m in self.members]}")
                 return False
-            self._step(left)
+            self._step(min(left, pause))
         return True
 
     def _step(self, left):
@@ -233,6 +254,14 @@ class Group:
         # What it started is in its group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(member.pid, signal.SIGKILL)
+
+
+def _state(pid):
+    """The letter of a process's state; X where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def _reply(member, answer):

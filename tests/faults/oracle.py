@@ -23,7 +23,9 @@ from trainkit.state import PerRank
 SAMPLES_PER_STEP = 8
 """How many samples each step consumes; `Position` holds a hash over all of them, in order."""
 
-QUICK = CheckpointOptions(timeout=60.0, attempts=1, pause=0.001, visible_within=5.0)
+QUICK = CheckpointOptions(
+    background=False, timeout=60.0, attempts=1, pause=0.001, visible_within=5.0
+)
 
 
 class Box:

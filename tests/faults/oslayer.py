@@ -7,6 +7,7 @@ and does not go through here would be seen there.
 
 import contextlib
 import io
+import mmap
 import os
 import threading
 from dataclasses import dataclass
@@ -170,13 +171,42 @@ def _of(fd):
     return ""
 
 
-def at(number, action):
-    """A ``before`` that calls ``action(operation)`` at the ``number``-th operation, from 1."""
-    seen = 0
+class Once:
+    """A hook that acts once, at the n-th operation of this process and those that it forks.
 
-    def before(operation):
-        nonlocal seen
-        seen += 1
-        return action(operation) if seen == number else None
+    The count lies in memory that they share. It begins when ``arm`` is called.
+    """
 
-    return before
+    def __init__(self, number, action, *, armed=True, counts=None):
+        """Count from nothing.
+
+        Args:
+            number: at which operation to act, from 1; 0 never.
+            action: called with the operation; its result is the hook's.
+            armed: whether to count from the beginning.
+            counts: called with an operation, whether it counts; all do by default.
+        """
+        self._number, self._action, self._counts = number, action, counts
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self.arm(armed)
+
+    def arm(self, armed=True):
+        """Count from now on, or no longer."""
+        self._shared[0] = armed
+
+    @property
+    def fired(self):
+        """Whether it has acted."""
+        return bool(self._shared[1])
+
+    def __call__(self, operation):
+        if not self._shared[0] or self.fired:
+            return None
+        if self._counts is not None and not self._counts(operation):
+            return None
+        seen = int.from_bytes(self._shared[8:16], "little") + 1
+        self._shared[8:16] = seen.to_bytes(8, "little")
+        if seen != self._number:
+            return None
+        self._shared[1] = 1
+        return self._action(operation)

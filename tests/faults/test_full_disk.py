@@ -10,13 +10,13 @@ import pytest
 
 from tests.faults import broken
 from tests.faults.group import Group
-from tests.faults.oracle import QUICK, Oracle, empty_state, fill
-from tests.faults.trials import MODES, Report, save, serve, storage_is
+from tests.faults.oracle import Oracle, empty_state, fill
+from tests.faults.trials import MODES, Report, forked_writers, options_of, save, serve, storage_is
 from trainkit.checkpoint import CheckpointManager
 from trainkit.errors import TrainkitError
 from trainkit.testing import requires_root
 
-SIZES = 48
+SIZES = 32
 """Limits that CI tries, evenly from none of the save to a fifth more than all of it."""
 
 WORLD, WEIGHTS, PAGE = 2, 30_000, 4096
@@ -38,9 +38,13 @@ def _mount(path, options, flags=0):
 def rank_main(side, oracle, tighten, loosen, mode, storage=None):
     """Save in plenty, in want, and in plenty again; say how each went."""
     state = empty_state(oracle.size)
-    with storage_is(storage):
+    with storage_is(storage), forked_writers():
         manager = CheckpointManager(
-            oracle.root, state, keep=oracle.keep, options=QUICK, communicator=side.communicator()
+            oracle.root,
+            state,
+            keep=oracle.keep,
+            options=options_of(mode),
+            communicator=side.communicator(),
         )
         for token in (1, 2, 3):
             fill(state, token, side.rank)
@@ -50,7 +54,7 @@ def rank_main(side, oracle, tighten, loosen, mode, storage=None):
                 tighten(side.rank)
             side.communicator().named(f"want {token}").barrier()
             try:
-                save(manager, token, mode)
+                save(manager, token)
             except (OSError, TrainkitError) as error:
                 side.tell("raised", (token, getattr(error, "errno", None), str(error)))
             else:
@@ -187,7 +191,7 @@ def test_a_file_that_may_not_grow(tally, scale, mode):
 
 @requires_root()
 def test_control():
-    report = serve(small_disks, 24, "blocking", "Swallowing")
+    report = serve(small_disks, 24, "foreground", "Swallowing")
     if report.notes:
         pytest.skip(report.notes[0])
     assert report.violations, "no full disk showed that errors are swallowed"

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.faults import broken
-from tests.faults.oracle import QUICK, Oracle, empty_state, fill
+from tests.faults.oracle import Oracle, empty_state, fill
 from tests.faults.powerloss import (
     Crash,
     Log,
@@ -17,7 +17,7 @@ from tests.faults.powerloss import (
     single_crashes,
     tree_after,
 )
-from tests.faults.trials import Report, save, serve, storage_is
+from tests.faults.trials import Report, options_of, save, serve, storage_is, writers_here
 from trainkit.checkpoint import CheckpointManager
 from trainkit.coordination import Communicator, MemoryStore
 
@@ -25,15 +25,17 @@ SINGLES, SAMPLES = 150, 600
 """How many states CI looks at, apart from all prefixes; those that are alike count once."""
 
 
-def recorded(top, storage=None, *, refuse_links=False, world=1):
+def recorded(top, storage=None, *, refuse_links=False, world=1, mode="foreground"):
     """The log of a run that saves, is restarted, saves one step anew, and removes old steps."""
     top.mkdir()
     log = Log(top, refuse_links=refuse_links)
-    with log, storage_is(storage):
+    with log, storage_is(storage), writers_here():
         for life in ([(1, 1), (2, 2), (3, 3)], [(4, 3), (5, 4)]):
             store = MemoryStore()
             ranks = [
-                threading.Thread(target=live, args=(log, life, Communicator(store, rank, world)))
+                threading.Thread(
+                    target=live, args=(log, life, mode, Communicator(store, rank, world))
+                )
                 for rank in range(world)
             ]
             for rank in ranks:
@@ -49,18 +51,18 @@ def recorded(top, storage=None, *, refuse_links=False, world=1):
     return log.effects
 
 
-def live(log, saves, communicator):
+def live(log, saves, mode, communicator):
     """One rank from start to end."""
     state = empty_state(2048)
     manager = CheckpointManager(
-        log.top / "run", state, keep=2, options=QUICK, communicator=communicator
+        log.top / "run", state, keep=2, options=options_of(mode), communicator=communicator
     )
     manager.restore_latest()
     for token, step in saves:
         fill(state, token, communicator.rank)
         if communicator.rank == 0:
             log.note("attempt", token, step)
-        save(manager, step, "blocking")
+        save(manager, step)
         if communicator.rank == 0:
             log.note("acknowledge", token)
     manager.close()
@@ -83,11 +85,13 @@ def judge(share, effects, world, crashes, report, kind, seen):
             report.add(kind, oracle.violations(), f"{crash}")
 
 
-def trials(share, storage, refuse_links, world, scale):
+def trials(share, storage, refuse_links, world, mode, scale):
     """All prefixes, then single changes lost, then any of them and torn writes."""
     report, seen = Report(), set()
     storage = storage and getattr(broken, storage)
-    effects = recorded(share.folder / "top", storage, refuse_links=refuse_links, world=world)
+    effects = recorded(
+        share.folder / "top", storage, refuse_links=refuse_links, world=world, mode=mode
+    )
     judge(share, effects, world, share.of(prefix_crashes(effects)), report, "prefixes", seen)
     singles = list(single_crashes(effects))
     chosen = share.of(singles[:: max(1, len(singles) // (SINGLES * scale))])
@@ -99,16 +103,25 @@ def trials(share, storage, refuse_links, world, scale):
     return report
 
 
-@pytest.mark.parametrize(("world", "links"), [(1, True), (1, False), (3, True)])
-def test_power_loss(tally, scale, world, links):
-    report = serve(trials, None, not links, world, scale, timeout=280 * scale)
+@pytest.mark.parametrize(
+    ("world", "links", "mode"),
+    [
+        (1, True, "foreground"),
+        (1, False, "foreground"),
+        (1, True, "background"),
+        (1, False, "background"),
+        (3, True, "background"),
+    ],
+)
+def test_power_loss(tally, scale, world, links, mode):
+    report = serve(trials, None, not links, world, mode, scale, timeout=280 * scale)
     tally("T3 power loss", report)
     report.check()
-    assert report.faults["prefixes"] > 150
+    assert report.faults["prefixes"] > 100
     assert report.faults["samples"] > 10
 
 
 @pytest.mark.parametrize("storage", ["NoFlush", "NoFolderFlush", "ManifestFirst"])
 def test_control(storage):
-    report = serve(trials, storage, False, 1, 1)
+    report = serve(trials, storage, False, 1, "foreground", 1)
     assert report.violations, f"{report.count} states did not show that {storage} is broken"

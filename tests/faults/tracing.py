@@ -1,5 +1,6 @@
 """strace, attached to a process that waits: kills at the n-th system call, and counts them."""
 
+import collections
 import contextlib
 import functools
 import os
@@ -20,7 +21,8 @@ CALLS = (
 """All that can change a file or make a change durable; between two of these, a kill leaves what
 it leaves at the second. Not all machines have each of them, hence strace's question mark."""
 
-_LINE = re.compile(r"^(?:\d+ +)?(\w+)\(", re.MULTILINE)
+_NEVER_DONE = re.compile(r"= \?$", re.MULTILINE)
+_TASK = re.compile(r"^(\d+) +\w+\(", re.MULTILINE)
 
 
 class Strace:
@@ -79,9 +81,14 @@ class Strace:
             self._process.wait()
         self._process.stderr.close()
 
-    def calls(self):
-        """Names of the calls so far, in order."""
-        return _LINE.findall(self.log.read_text())
+    def most_calls(self):
+        """How many calls the busiest task has made: strace counts each thread by itself."""
+        counts = collections.Counter(_TASK.findall(self.log.read_text()))
+        return max(counts.values(), default=0)
+
+    def killed(self):
+        """Whether a call was never done, since the process was killed at it."""
+        return _NEVER_DONE.search(self.log.read_text()) is not None
 
 
 def killing(number, calls=CALLS):
