@@ -3,6 +3,8 @@
 import re
 import time
 
+import pytest
+
 from tests.faults.group import Group
 from tests.faults.oracle import Box, Oracle, empty_state, fill
 from tests.faults.oslayer import Layer, Once

@@ -87,9 +87,11 @@ class Restoration:
         """Check one entry that is the same on all ranks.
 
         Raises:
+            CheckpointDamagedError: a document of it is not among those of the entry.
             EnvironmentFaultError: it does not fit; the message names the first difference.
         """
-        self._applies.append(_adapter(self._state[name]).prepare(name, self._state, saved))
+        found = _Documents(saved)
+        self._applies.append(_adapter(self._state[name]).prepare(name, self._state, found))
 
     def prepare_rank(self, saved: Saved, *, same_world: bool) -> None:
         """Check what was saved by the rank of the same number.
@@ -119,6 +121,13 @@ class Restoration:
             apply()
         if self._random is not None:
             rng.give_back(self._random)
+
+
+class _Documents(dict[str, Saved]):
+    """Documents by path; one that is not there is damage, and no bug."""
+
+    def __missing__(self, path: str) -> Saved:
+        raise CheckpointDamagedError(f"the checkpoint's entry has no document {path}")
 
 
 def _adapter(value: Any) -> StateAdapter:
