@@ -13,9 +13,9 @@ except ImportError:
         "the checkpoint holds torch tensors; install trainkit[torch], or torch"
     ) from None
 
-__all__ = ["copy_all_into", "copy_into", "is_tensor", "restored", "source"]
+__all__ = ["DTYPES", "copy_all_into", "copy_into", "is_tensor", "restored", "source"]
 
-_DTYPES = {
+DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -35,7 +35,8 @@ _DTYPES = {
     torch.float64: "F64",
     torch.complex64: "C64",
 }
-_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+"""Element types, and what the safetensors format calls them."""
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def is_tensor(value: Any) -> bool:
@@ -53,10 +54,10 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
     if tensor.layout != torch.strided or tensor.is_quantized or kind == "DTensor":
         shown = kind if kind == "DTensor" else f"{tensor.layout} tensor"
         raise UsageError(f"{where} is a {shown}; only plain dense tensors can be saved yet")
-    if tensor.is_meta or tensor.dtype not in _DTYPES:
+    if tensor.is_meta or tensor.dtype not in DTYPES:
         raise UsageError(
             f"{where} is a tensor of {tensor.dtype} on {tensor.device}, which a checkpoint "
-            f"cannot hold. Element types that it holds: {', '.join(map(str, _DTYPES))}."
+            f"cannot hold. Element types that it holds: {', '.join(map(str, DTYPES))}."
         )
 
     def load() -> Bytes:
@@ -65,7 +66,7 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
         flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         return flat.view(torch.uint8).numpy().data
 
-    return TensorSource(_DTYPES[tensor.dtype], tuple(tensor.shape), load, tensor)
+    return TensorSource(DTYPES[tensor.dtype], tuple(tensor.shape), load, tensor)
 
 
 def restored(stored: StoredTensor) -> torch.Tensor:

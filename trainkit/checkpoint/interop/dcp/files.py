@@ -1,0 +1,119 @@
+"""The files of one rank: which tensor goes into which, and writing them in several threads."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from trainkit.checkpoint.format.checksums import ChunkHasher, FileRecord
+from trainkit.checkpoint.format.tensors import TensorSource, serialize
+from trainkit.checkpoint.interop.dcp.metadata import Piece
+from trainkit.checkpoint.options import CheckpointOptions
+from trainkit.errors import TrainkitError
+from trainkit.storage import Bytes, Storage
+
+__all__ = ["FileWriter", "spread"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SMALL = 64 << 20
+_LARGE = 1 << 30
+"""Bytes: no file is split below the one, and none gets larger than the other and one tensor."""
+
+
+def spread(sizes: Mapping[T, int], threads: int) -> list[list[T]]:
+    """Distribute items over files, one a thread unless they would be small or very large."""
+    limit = min(max(_SMALL, -(-sum(sizes.values()) // threads)), _LARGE)
+    files: list[list[T]] = []
+    room = 0
+    for item, size in sizes.items():
+        if not files or size > room:
+            files.append([])
+            room = limit
+        files[-1].append(item)
+        room -= size
+    return files
+
+
+@dataclass(slots=True)
+class FileWriter:
+    """Writes files below one step folder, and keeps their checksums."""
+
+    storage: Storage
+    folder: str
+    options: CheckpointOptions
+    files: dict[str, FileRecord] = field(default_factory=dict, init=False)
+
+    def in_threads(self, jobs: Iterable[Callable[[], T]], threads: int) -> list[T]:
+        """Run all jobs; what any of them raised is raised here, the first with notes of others.
+
+        DCP's own writer loses the errors of all threads but one, and commits all the same.
+        """
+        with ThreadPoolExecutor(threads, thread_name_prefix="trainkit-write") as pool:
+            futures = [pool.submit(job) for job in jobs]
+        errors = [error for error in map(Future.exception, futures) if error is not None]
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(f"another thread: {type(other).__name__}: {other}")
+            raise errors[0]
+        return [future.result() for future in futures]
+
+    def write_tensors(self, path: str, tensors: Mapping[str, TensorSource]) -> dict[str, Piece]:
+        """Write a safetensors file; where each tensor lies in it, by the tensor's key."""
+        pieces: dict[str, Piece] = {}
+
+        def parts() -> Iterator[Bytes]:
+            body = serialize(tensors, framework="pt")
+            header = next(iter(body))
+            pieces.update(_pieces(path, bytes(header)))
+            yield header
+            yield from body
+
+        self.write(path, parts)
+        return pieces
+
+    def write(self, path: str, parts: Callable[[], Iterable[Bytes]]) -> None:
+        """Write a file, again while the storage answers with I/O errors.
+
+        Raises:
+            OSError: it did so at each attempt.
+        """
+        for attempt in range(self.options.attempts):
+            hasher = ChunkHasher()
+            try:
+                self.storage.write(f"{self.folder}/{path}", hasher.passing(parts()))
+            except TrainkitError:
+                raise
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if attempt + 1 == self.options.attempts:
+                    raise
+                pause = self.options.pause * 2**attempt
+                log.warning("writing %s failed (%s); trying again in %.0f s", path, error, pause)
+                time.sleep(pause)
+            else:
+                self.files[path] = hasher.record
+                return
+
+    def discard(self) -> None:
+        """Remove what was written: the save has failed, and the disk may be full."""
+        for path in self.files:
+            try:
+                self.storage.delete(f"{self.folder}/{path}")
+            except (OSError, TrainkitError) as error:
+                log.warning("%s/%s could not be removed: %s", self.folder, path, error)
+
+
+def _pieces(path: str, header: bytes) -> dict[str, Piece]:
+    tensors = json.loads(header[8:])
+    return {
+        key: Piece(path, key, *(len(header) + offset for offset in value["data_offsets"]))
+        for key, value in tensors.items()
+        if "data_offsets" in value
+    }

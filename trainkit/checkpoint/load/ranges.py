@@ -1,0 +1,95 @@
+"""Parts of files, of which every byte is verified before it is given out."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord, digest
+from trainkit.errors import CheckpointDamagedError, InputMissingError
+from trainkit.storage import Storage
+
+__all__ = ["RangeReader"]
+
+
+class RangeReader:
+    """Reads ranges of the files of one step folder, in several threads.
+
+    Checksums cover chunks of 8 MiB, so a range is read with the chunks around it. The last
+    chunk stays in memory: ranges that follow one another read none twice.
+    """
+
+    def __init__(
+        self, storage: Storage, folder: str, files: Mapping[str, FileRecord], *, threads: int
+    ) -> None:
+        """Begin; nothing is read yet.
+
+        Args:
+            storage: of the root.
+            folder: name of the step folder.
+            files: what the manifest says of them.
+            threads: how many chunks are read at the same time.
+        """
+        self._storage = storage
+        self._folder = folder
+        self._files = files
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="trainkit-read")
+        self._last: tuple[str, int, memoryview] | None = None
+
+    def __enter__(self) -> "RangeReader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def read(self, path: str, begin: int, end: int) -> memoryview:
+        """Bytes ``begin`` to ``end`` of a file, writable.
+
+        Raises:
+            CheckpointDamagedError: they are not what was saved, or not there; the message names
+                the file and the place.
+        """
+        record = self._files.get(path)
+        if record is None or not 0 <= begin <= end <= record.size:
+            known = "not listed in the manifest" if record is None else f"{record.size} bytes long"
+            raise CheckpointDamagedError(
+                f"{self._named(path)} is {known}; bytes {begin} to {end} were to be read"
+            )
+        if begin == end:
+            return memoryview(bytearray())
+        numbers = range(begin // CHUNK_BYTES, -(-end // CHUNK_BYTES))
+        start = numbers[0] * CHUNK_BYTES
+        view = memoryview(
+            bytearray(min(numbers[-1] * CHUNK_BYTES + CHUNK_BYTES, record.size) - start)
+        )
+
+        def fill(number: int) -> None:
+            place = number * CHUNK_BYTES - start
+            self._fill(path, number, view[place : place + CHUNK_BYTES], record.chunks[number])
+
+        for _ in self._pool.map(fill, numbers) if len(numbers) > 1 else map(fill, numbers):
+            pass
+        self._last = (path, numbers[-1], view[numbers[-1] * CHUNK_BYTES - start :])
+        return view[begin - start : end - start]
+
+    def _fill(self, path: str, number: int, chunk: memoryview, checksum: str) -> None:
+        if self._last is not None and self._last[:2] == (path, number):
+            chunk[:] = self._last[2]
+            return
+        begin = number * CHUNK_BYTES
+        try:
+            count = self._storage.read_into(f"{self._folder}/{path}", chunk, begin)
+        except InputMissingError as error:
+            raise CheckpointDamagedError(f"{self._named(path)} is gone: {error}") from None
+        if count != len(chunk) or digest(chunk) != checksum:
+            raise CheckpointDamagedError(
+                f"{self._named(path)}: bytes {begin} to {begin + len(chunk)} do not match their "
+                f"checksum"
+            )
+
+    def _named(self, path: str) -> str:
+        return f"{self._storage.url}/{self._folder}/{path}"
