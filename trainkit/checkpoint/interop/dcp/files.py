@@ -1,5 +1,6 @@
 """The files of one rank: which tensor goes into which, and writing them in several threads."""
 
+import heapq
 import json
 import logging
 import time
@@ -23,21 +24,20 @@ T = TypeVar("T")
 
 _SMALL = 64 << 20
 _LARGE = 1 << 30
-"""Bytes: no file is split below the one, and none gets larger than the other and one tensor."""
+"""Bytes: states below the one are not split, and files get little larger than the other."""
 
 
 def spread(sizes: Mapping[T, int], threads: int) -> list[list[T]]:
-    """Distribute items over files, one a thread unless they would be small or very large."""
-    limit = min(max(_SMALL, -(-sum(sizes.values()) // threads)), _LARGE)
-    files: list[list[T]] = []
-    room = 0
-    for item, size in sizes.items():
-        if not files or size > room:
-            files.append([])
-            room = limit
-        files[-1].append(item)
-        room -= size
-    return files
+    """Distribute items over files of like sizes: one a thread, more where they get very large."""
+    total = sum(sizes.values())
+    count = max(1 if total < _SMALL else threads, -(-total // _LARGE))
+    filled = [(0, number) for number in range(count)]
+    files: list[list[T]] = [[] for _ in filled]
+    for item in sorted(sizes, key=lambda item: -sizes[item]):
+        size, number = heapq.heappop(filled)
+        files[number].append(item)
+        heapq.heappush(filled, (size + sizes[item], number))
+    return [file for file in files if file]
 
 
 @dataclass(slots=True)
