@@ -28,7 +28,13 @@ from trainkit.checkpoint.interop.dcp.metadata import ENTRY, METADATA_PATH, Piece
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.generation import Claim, await_claim, claim, refuse_overtaken
 from trainkit.checkpoint.save.retention import remove_step
-from trainkit.errors import CheckpointDamagedError, TrainkitError, UsageError
+from trainkit.errors import (
+    CheckpointDamagedError,
+    DeadlineError,
+    EnvironmentFaultError,
+    TrainkitError,
+    UsageError,
+)
 from trainkit.storage import Storage, open_storage
 from trainkit.waiting import Deadline, wait_until
 
@@ -249,7 +255,6 @@ class TrainkitWriter(StorageWriter):
 
         Raises:
             EnvironmentFaultError: this rank does not see what the coordinator wrote.
-            DeadlineError: nor after a while.
         """
         given, timeout = plan.storage_data, self._options.visible_within
         if not isinstance(given, Assignment):
@@ -260,6 +265,12 @@ class TrainkitWriter(StorageWriter):
             await_claim(storage, given.claim, rank=given.rank, timeout=timeout)
             return given
         # A planner that caches plans brought back an earlier save's assignment with its plan.
+        return dataclasses.replace(
+            given, url=storage.url, folder=self._begun_folder(storage, given)
+        )
+
+    def _begun_folder(self, storage: Storage, given: Assignment) -> StepFolder:
+        """The folder that the coordinator has begun for this save, newer than ``given``."""
         step, age = self._where().step, given.folder.age if given.url == storage.url else (-1, -1)
 
         def begun() -> list[StepFolder]:
@@ -271,12 +282,16 @@ class TrainkitWriter(StorageWriter):
                 and storage.size(f"{folder.name}/{_BEGUN}") is not None
             ]
 
-        wait_until(
-            lambda: bool(begun()),
-            what=f"the folder of step {step} that rank 0 began in {storage.url}",
-            deadline=Deadline(timeout),
-        )
-        return dataclasses.replace(given, url=storage.url, folder=begun()[0])
+        deadline = Deadline(self._options.visible_within)
+        try:
+            wait_until(lambda: bool(begun()), what="rank 0's folder", deadline=deadline)
+        except DeadlineError:
+            raise EnvironmentFaultError(
+                f"the checkpoint path is not shared: rank {given.rank} does not see in "
+                f"{storage.url} the folder of step {step} that rank 0 began, in {given.url} as far "
+                f"as is known here. Give the same folder on all ranks, on a volume that all mount."
+            ) from None
+        return begun()[0]
 
     def _refuse_second_save(self) -> None:
         # DCP makes all calls of one save in one thread.
