@@ -33,7 +33,8 @@ class RangeReader:
         self._folder = folder
         self._files = files
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="trainkit-read")
-        self._last: tuple[str, int, memoryview] | None = None
+        self._last: tuple[str, int, bytes] | None = None
+        self._buffer = memoryview(bytearray())
 
     def __enter__(self) -> "RangeReader":
         return self
@@ -47,7 +48,7 @@ class RangeReader:
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, path: str, begin: int, end: int) -> memoryview:
-        """Bytes ``begin`` to ``end`` of a file, writable.
+        """Bytes ``begin`` to ``end`` of a file; they stay as they are until the next call.
 
         Raises:
             CheckpointDamagedError: they are not what was saved, or not there; the message names
@@ -62,10 +63,11 @@ class RangeReader:
         if begin == end:
             return memoryview(bytearray())
         numbers = range(begin // CHUNK_BYTES, -(-end // CHUNK_BYTES))
-        start = numbers[0] * CHUNK_BYTES
-        view = memoryview(
-            bytearray(min(numbers[-1] * CHUNK_BYTES + CHUNK_BYTES, record.size) - start)
+        start, stop = (
+            numbers[0] * CHUNK_BYTES,
+            min(numbers[-1] * CHUNK_BYTES + CHUNK_BYTES, record.size),
         )
+        view = self._room(stop - start)
 
         def fill(number: int) -> None:
             place = number * CHUNK_BYTES - start
@@ -73,8 +75,15 @@ class RangeReader:
 
         for _ in self._pool.map(fill, numbers) if len(numbers) > 1 else map(fill, numbers):
             pass
-        self._last = (path, numbers[-1], view[numbers[-1] * CHUNK_BYTES - start :])
+        last = view[numbers[-1] * CHUNK_BYTES - start :]
+        self._last = (path, numbers[-1], bytes(last)) if end < stop else None
         return view[begin - start : end - start]
+
+    def _room(self, size: int) -> memoryview:
+        """Memory for a range, the same each time: fresh memory costs more than the reading."""
+        if size > len(self._buffer):
+            self._buffer = memoryview(bytearray(size))
+        return self._buffer[:size]
 
     def _fill(self, path: str, number: int, chunk: memoryview, checksum: str) -> None:
         if self._last is not None and self._last[:2] == (path, number):

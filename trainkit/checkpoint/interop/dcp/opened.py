@@ -104,11 +104,12 @@ class Opened:
         found = {}
         for suffix in (".json", ".safetensors"):
             record = self.manifest.files.get(path + suffix)
-            found[suffix] = None if record is None else reader.read(path + suffix, 0, record.size)
-        tensors, json = found[".safetensors"], found[".json"]
+            if record is not None:
+                found[suffix] = bytearray(reader.read(path + suffix, 0, record.size))
+        tensors, json = found.get(".safetensors"), found.get(".json")
         if json is None:
             raise CheckpointDamagedError(f"{self.named} lacks {path}.json")
-        saved = Saved({} if tensors is None else parse(tensors), from_json_bytes(bytes(json)))
+        saved = Saved({} if tensors is None else parse(memoryview(tensors)), from_json_bytes(json))
         return StoredValues(saved, f"{self.named}/{path}")
 
     def _whole(self, path: str) -> bytes | None:
