@@ -88,6 +88,8 @@ class Encoder:
 
     def _tensor(self, value: Any, path: tuple[str, ...]) -> Any:
         where = self._where(path)
+        if isinstance(value, TensorSource):  # of another checkpoint, not read yet
+            return {_KIND: "tensor", "key": self._add(value, path)}
         if arrays.is_array(value):
             kind = "array" if arrays.is_whole_array(value) else "scalar"
             return {_KIND: kind, "key": self._add(arrays.source(value, where), path)}
@@ -147,11 +149,13 @@ def _decode_pairs(value: Any, tensors: Mapping[str, StoredTensor]) -> list[tuple
     return [(_decode(key, tensors), _decode(item, tensors)) for key, item in value["items"]]
 
 
-def _decode_tensor(value: Any, tensors: Mapping[str, StoredTensor]) -> Any:
-    stored = tensors[value["key"]]  # torch is not loaded for one that is not there
+def _decode_tensor(value: Any, tensors: Mapping[str, Any]) -> Any:
+    found = tensors[value["key"]]  # torch is not loaded for one that is not there
+    if isinstance(found, TensorSource):  # of a checkpoint that goes to another tool, not read yet
+        return found
     from trainkit.checkpoint.adapters.torch import tensors as torch_tensors
 
-    return torch_tensors.restored(stored).clone()
+    return torch_tensors.restored(found).clone()
 
 
 _KINDS: dict[str, Callable[[Any, Mapping[str, StoredTensor]], Any]] = {

@@ -11,10 +11,16 @@ if TYPE_CHECKING:
 
     from trainkit.checkpoint.interop.dcp import TrainkitReader as TrainkitReader
     from trainkit.checkpoint.interop.dcp import TrainkitWriter as TrainkitWriter
+    from trainkit.checkpoint.interop.dcp.exporting import export_dcp as export_dcp
+    from trainkit.checkpoint.interop.dcp.exporting import export_torch as export_torch
+    from trainkit.checkpoint.interop.importing import import_checkpoint as import_checkpoint
 
 _HOMES = {
     "TrainkitReader": "trainkit.checkpoint.interop.dcp",
     "TrainkitWriter": "trainkit.checkpoint.interop.dcp",
+    "export_dcp": "trainkit.checkpoint.interop.dcp.exporting",
+    "export_torch": "trainkit.checkpoint.interop.dcp.exporting",
+    "import_checkpoint": "trainkit.checkpoint.interop.importing",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -12,8 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
-from trainkit.checkpoint.interop import TrainkitReader, TrainkitWriter
-from trainkit.checkpoint.interop.dcp import files
+from trainkit.checkpoint.interop import TrainkitReader, TrainkitWriter, files
 from trainkit.errors import (
     CheckpointDamagedError,
     EnvironmentFaultError,
@@ -22,7 +21,7 @@ from trainkit.errors import (
 )
 from trainkit.storage import LocalStorage
 
-ONCE = CheckpointOptions(attempts=1, pause=0.0, visible_within=0.2)
+ONCE = CheckpointOptions(background=False, attempts=1, pause=0.0, visible_within=0.2)
 
 
 class Killed(BaseException):
@@ -290,6 +289,8 @@ def test_what_was_set_aside_is_passed_over(tmp_path):
 def test_retention_of_a_manager_keeps_the_newest(tmp_path):
     for value in (1, 2, 3):
         save(tmp_path, value)
-    CheckpointManager(tmp_path, {"table": {}}, keep=2).save(4)
-    assert CheckpointManager(tmp_path, {"table": {}}).all_steps() == [3, 4]
+    manager = CheckpointManager(tmp_path, {"table": {}}, keep=2, options=ONCE)
+    manager.save(4, blocking=True)
+    manager.close()
+    assert manager.all_steps() == [3, 4]
     assert loaded(tmp_path, step=3) == 3

@@ -10,10 +10,11 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
-from trainkit.checkpoint import CheckpointManager
-from trainkit.checkpoint.interop import TrainkitReader, TrainkitWriter
-from trainkit.checkpoint.interop.dcp import files
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.checkpoint.interop import TrainkitReader, TrainkitWriter, files
 from trainkit.errors import EnvironmentFaultError
+
+HERE = CheckpointOptions(background=False)
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32,
@@ -185,7 +186,7 @@ def test_the_newest_is_loaded_and_a_step_by_its_number(tmp_path):
     state = {"x": torch.tensor(0)}
     dcp.load(state, checkpoint_id=f"{tmp_path}/1", storage_reader=TrainkitReader())
     assert state["x"] == 1
-    assert CheckpointManager(tmp_path, {"other": {}}).all_steps() == [1, 2, 3]
+    assert CheckpointManager(tmp_path, {"other": {}}, options=HERE).all_steps() == [1, 2, 3]
 
 
 def test_a_step_saved_again_stands_beside_the_first(tmp_path):
@@ -253,12 +254,12 @@ def test_a_manager_refuses_it_and_changes_nothing(tmp_path):
     save(tmp_path, {"table": 1})
     table = {"step": 0}
     with pytest.raises(EnvironmentFaultError, match="holds no such entry"):
-        CheckpointManager(tmp_path, {"table": table}).restore_latest()
+        CheckpointManager(tmp_path, {"table": table}, options=HERE).restore_latest()
     assert table == {"step": 0}
 
 
 def test_checkpoints_of_a_manager_are_refused_with_a_way_out(tmp_path):
-    CheckpointManager(tmp_path, {"table": {"step": 0}}).save(1)
+    CheckpointManager(tmp_path, {"table": {"step": 0}}, options=HERE).save(1)
     with pytest.raises(dcp.CheckpointException, match="was not saved by a TrainkitWriter"):
         load(tmp_path, {"table": 1})
 

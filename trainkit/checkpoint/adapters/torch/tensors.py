@@ -13,7 +13,7 @@ except ImportError:
         "the checkpoint holds torch tensors; install trainkit[torch], or torch"
     ) from None
 
-__all__ = ["DTYPES", "copy_all_into", "copy_into", "is_tensor", "restored", "source"]
+__all__ = ["BY_NAME", "DTYPES", "copy_all_into", "copy_into", "is_tensor", "restored", "source"]
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -36,7 +36,7 @@ DTYPES = {
     torch.complex64: "C64",
 }
 """Element types, and what the safetensors format calls them."""
-_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def is_tensor(value: Any) -> bool:
@@ -75,7 +75,7 @@ def restored(stored: StoredTensor) -> torch.Tensor:
     Raises:
         ValueError: a type of element that torch does not have.
     """
-    dtype = _BY_NAME.get(stored.dtype)
+    dtype = BY_NAME.get(stored.dtype)
     if dtype is None:
         raise ValueError(f"torch has no element type for {stored.dtype}")
     if len(stored.data) == 0:

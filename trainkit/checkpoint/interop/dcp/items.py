@@ -10,14 +10,13 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.format.tensors import METADATA, TensorSource
-from trainkit.checkpoint.interop.dcp.files import FileWriter, spread
 from trainkit.checkpoint.interop.dcp.metadata import Piece
 from trainkit.checkpoint.interop.dcp.tensors import as_source
 from trainkit.checkpoint.interop.dcp.values import capture_values
+from trainkit.checkpoint.interop.files import FileWriter, spread
 from trainkit.errors import UsageError
 
 __all__ = ["RankItems", "Stored"]
@@ -77,9 +76,7 @@ class RankItems:
         document, pickled = capture_values(
             path, self.planner, values, allow_pickle=self.allow_pickle
         )
-        self.writer.write(f"{path}.json", lambda: [to_json_bytes(document.json)])
-        if document.tensors is not None:
-            self.writer.write_tensors(f"{path}.safetensors", document.tensors)
+        self.writer.write_document(document)
         return {v.index: Piece(path, pickled=v.index.fqn in pickled) for v in values}
 
     def _write_tensors(self, path: str, items: list[WriteItem]) -> dict[MetadataIndex, Piece]:
@@ -92,8 +89,8 @@ class RankItems:
             sources[key] = as_source(
                 item.index.fqn, data.properties.dtype, data.chunk.sizes, resolve
             )
-        pieces = self.writer.write_tensors(path, sources)
-        return {index: pieces[key] for index, key in keys.items()}
+        places = self.writer.write_tensors(path, sources)
+        return {index: Piece(path, key, *places[key]) for index, key in keys.items()}
 
 
 def _key(item: WriteItem, taken: Mapping[str, Any]) -> str:

@@ -36,12 +36,29 @@ class Opened:
 
     @classmethod
     def of(cls, where: Identified) -> "Opened":
-        """Choose the checkpoint that is meant, and read its manifest.
+        """Find the checkpoint that is meant, one that a ``TrainkitWriter`` saved.
 
         Raises:
             InputMissingError: there is none; the message says which there are.
             CheckpointDamagedError: its manifest is damaged.
-            EnvironmentFaultError: it was not saved by a ``TrainkitWriter``.
+            EnvironmentFaultError: it was saved otherwise.
+        """
+        opened = cls.any_kind(where)
+        if not opened.is_of_dcp:
+            held = ", ".join(sorted(opened.manifest.entries)) or "nothing"
+            raise EnvironmentFaultError(
+                f"{opened.named} was not saved by a TrainkitWriter: it holds {held}. Restore it "
+                f"with CheckpointManager, or export it: trainkit.checkpoint.interop.export_dcp."
+            )
+        return opened
+
+    @classmethod
+    def any_kind(cls, where: Identified) -> "Opened":
+        """Find the checkpoint that is meant, whoever saved it, and read its manifest.
+
+        Raises:
+            InputMissingError: there is none; the message says which there are.
+            CheckpointDamagedError: its manifest is damaged.
         """
         storage = open_storage(where.url)
         folder = _choose(storage, where)
@@ -49,13 +66,12 @@ class Opened:
             manifest = catalog.read_own_manifest(storage, folder)
         except CheckpointDamagedError as reason:
             raise CheckpointDamagedError(f"{reason}{_others(storage, folder)}") from None
-        if ENTRY not in manifest.entries or manifest.entries[ENTRY].kind != ENTRY:
-            held = ", ".join(sorted(manifest.entries)) or "nothing"
-            raise EnvironmentFaultError(
-                f"{storage.url}/{folder.name} was not saved by a TrainkitWriter: it holds {held}. "
-                f"Restore it with CheckpointManager, or export it: trainkit checkpoint export."
-            )
         return cls(storage, folder, manifest)
+
+    @property
+    def is_of_dcp(self) -> bool:
+        """Whether a ``TrainkitWriter`` saved it."""
+        return ENTRY in self.manifest.entries and self.manifest.entries[ENTRY].kind == ENTRY
 
     @property
     def named(self) -> str:

@@ -82,12 +82,21 @@ class StoredValues:
         Raises:
             CheckpointDamagedError: there is no such value.
         """
-        found = self._pickles if pickled else self._plain
-        if name not in found:
+        if not pickled:
+            return as_stream(self.value(name))
+        if name not in self._pickles:
+            raise CheckpointDamagedError(f"{self._path} lacks the pickle of {name}")
+        return io.BytesIO(self._pickles[name].numpy().tobytes())
+
+    def value(self, name: str) -> Any:
+        """A value that was no pickle.
+
+        Raises:
+            CheckpointDamagedError: there is no such value.
+        """
+        if name not in self._plain:
             raise CheckpointDamagedError(f"{self._path} lacks the value {name}")
-        if pickled:
-            return io.BytesIO(found[name].numpy().tobytes())
-        return as_stream(found[name])
+        return self._plain[name]
 
 
 def as_stream(value: Any) -> io.BytesIO:

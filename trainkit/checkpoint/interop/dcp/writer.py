@@ -1,9 +1,7 @@
 """A StorageWriter for ``dcp.save`` and ``dcp.async_save``."""
 
 import dataclasses
-import datetime
 import functools
-import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -15,32 +13,28 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-import trainkit
 from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
-from trainkit.checkpoint.format.manifest import Entry, Manifest
-from trainkit.checkpoint.interop.dcp.files import FileWriter
+from trainkit.checkpoint.format.manifest import Entry
+from trainkit.checkpoint.interop.committing import commit, discard
 from trainkit.checkpoint.interop.dcp.identifiers import Identified, identify
 from trainkit.checkpoint.interop.dcp.items import RankItems, Stored
 from trainkit.checkpoint.interop.dcp.metadata import ENTRY, METADATA_PATH, Piece, encode_metadata
+from trainkit.checkpoint.interop.files import FileWriter
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.generation import Claim, await_claim, claim, refuse_overtaken
-from trainkit.checkpoint.save.retention import remove_step
 from trainkit.errors import (
     CheckpointDamagedError,
     DeadlineError,
     EnvironmentFaultError,
-    TrainkitError,
     UsageError,
 )
 from trainkit.storage import Storage, open_storage
 from trainkit.waiting import Deadline, wait_until
 
 __all__ = ["TrainkitWriter"]
-
-log = logging.getLogger(__name__)
 
 _BEGUN = "dcp/begun.json"
 """Shows ranks whose planner caches plans where this save goes."""
@@ -149,7 +143,7 @@ class TrainkitWriter(StorageWriter):
         refuse_overtaken(storage, mine.generation)
         for left in catalog.uncommitted(storage):
             if left.generation == mine.generation:  # of a save of ours that failed
-                _remove(storage, left)
+                discard(storage, left)
         folder = StepFolder(where.step or 0, mine.generation, self._attempts)
         self._attempts += 1
         self._begun = {}
@@ -205,7 +199,7 @@ class TrainkitWriter(StorageWriter):
         try:
             self._commit(storage, assigned.folder, metadata, results)
         except BaseException:
-            _remove(storage, assigned.folder)
+            discard(storage, assigned.folder)
             raise
 
     def _commit(
@@ -236,19 +230,9 @@ class TrainkitWriter(StorageWriter):
         writer = FileWriter(storage, folder.name, self._options)
         writer.write(METADATA_PATH, lambda: [encode_metadata(metadata, pieces)])
         files.update(writer.files)
-        refuse_overtaken(storage, folder.generation)
-        manifest = Manifest(
-            step=folder.step,
-            generation=folder.generation,
-            attempt=folder.attempt,
-            world_size=len(results),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            written_by=f"trainkit {trainkit.__version__}",
-            files=files,
-            entries={ENTRY: Entry(ENTRY, tuple(sorted({p.rpartition(".")[0] for p in files})))},
-        )
-        storage.create(f"{folder.name}/{MANIFEST}", manifest.to_bytes())
-        log.info("saved step %d to %s/%s", folder.step, storage.url, folder.name)
+        documents = tuple(sorted({path.rpartition(".")[0] for path in files}))
+        entries = {ENTRY: Entry(ENTRY, documents)}
+        commit(storage, folder, files, entries, world_size=len(results))
 
     def _assignment(self, storage: Storage, plan: SavePlan) -> Assignment:
         """Where to write: as the coordinator said in this save.
@@ -318,11 +302,3 @@ class TrainkitWriter(StorageWriter):
 
 def _is_there(storage: Storage, path: str, record: FileRecord) -> bool:
     return storage.size(path) == record.size
-
-
-def _remove(storage: Storage, folder: StepFolder) -> None:
-    """Remove what a save that failed has left; it is no checkpoint in any case."""
-    try:
-        remove_step(storage, folder)
-    except (OSError, TrainkitError) as error:
-        log.warning("what is left of %s could not be removed: %s", folder.name, error)

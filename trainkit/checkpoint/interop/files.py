@@ -1,4 +1,4 @@
-"""The files of one rank: which tensor goes into which, and writing them in several threads."""
+"""Files of one rank, streamed to the storage in several threads."""
 
 import heapq
 import json
@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from trainkit.checkpoint.adapters.base import Document
+from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format.checksums import ChunkHasher, FileRecord
-from trainkit.checkpoint.format.tensors import TensorSource, serialize
-from trainkit.checkpoint.interop.dcp.metadata import Piece
+from trainkit.checkpoint.format.tensors import METADATA, TensorSource, lay_out
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.errors import TrainkitError
 from trainkit.storage import Bytes, Storage
@@ -63,19 +64,38 @@ class FileWriter:
             raise errors[0]
         return [future.result() for future in futures]
 
-    def write_tensors(self, path: str, tensors: Mapping[str, TensorSource]) -> dict[str, Piece]:
-        """Write a safetensors file; where each tensor lies in it, by the tensor's key."""
-        pieces: dict[str, Piece] = {}
+    def write_tensors(
+        self, path: str, tensors: Mapping[str, TensorSource]
+    ) -> dict[str, tuple[int, int]]:
+        """Write a safetensors file, one tensor after the other.
+
+        Returns:
+            From and to which byte of the file each tensor lies.
+        """
+        header, order = lay_out(tensors, framework="pt")
+        names = [name for name in json.loads(header[8:]) if name != METADATA]
 
         def parts() -> Iterator[Bytes]:
-            body = serialize(tensors, framework="pt")
-            header = next(iter(body))
-            pieces.update(_pieces(path, bytes(header)))
             yield header
-            yield from body
+            for name, source in zip(names, order, strict=True):
+                data = source.load()
+                if len(data) != source.num_bytes:
+                    raise ValueError(f"{name}: {len(data)} bytes, not {source.num_bytes}")
+                yield data
 
         self.write(path, parts)
-        return pieces
+        places, begin = {}, len(header)
+        for name, source in zip(names, order, strict=True):
+            places[name] = (begin, begin + source.num_bytes)
+            begin += source.num_bytes
+        return places
+
+    def write_document(self, document: Document) -> None:
+        """Write the values and the tensors of a document."""
+        if document.has_json:
+            self.write(f"{document.path}.json", lambda: [to_json_bytes(document.json)])
+        if document.tensors is not None:
+            self.write_tensors(f"{document.path}.safetensors", document.tensors)
 
     def write(self, path: str, parts: Callable[[], Iterable[Bytes]]) -> None:
         """Write a file, again while the storage answers with I/O errors.
@@ -108,12 +128,3 @@ class FileWriter:
                 self.storage.delete(f"{self.folder}/{path}")
             except (OSError, TrainkitError) as error:
                 log.warning("%s/%s could not be removed: %s", self.folder, path, error)
-
-
-def _pieces(path: str, header: bytes) -> dict[str, Piece]:
-    tensors = json.loads(header[8:])
-    return {
-        key: Piece(path, key, *(len(header) + offset for offset in value["data_offsets"]))
-        for key, value in tensors.items()
-        if "data_offsets" in value
-    }
