@@ -5,17 +5,32 @@ import logging
 from collections.abc import Mapping
 
 import trainkit
+from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
 from trainkit.checkpoint.format.manifest import Entry, Manifest
+from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.generation import refuse_overtaken
+from trainkit.checkpoint.save.lease import Lease, LeaseTimes, take_lease
 from trainkit.checkpoint.save.retention import remove_step
 from trainkit.errors import TrainkitError
 from trainkit.storage import Storage
 
-__all__ = ["commit", "discard"]
+__all__ = ["commit", "discard", "hold"]
 
 log = logging.getLogger(__name__)
+
+
+def hold(storage: Storage, options: CheckpointOptions) -> Lease:
+    """Take a root for this process.
+
+    Raises:
+        EnvironmentFaultError: another run has it and is alive, or it is no folder of checkpoints.
+        NoPermissionError: nothing can be written there.
+    """
+    catalog.refuse_foreign(storage)
+    times = LeaseTimes(silence=options.lease, renewal=options.renewal, patience=options.patience)
+    return take_lease(storage, times)
 
 
 def commit(

@@ -1,7 +1,6 @@
 """Files of one rank, streamed to the storage in several threads."""
 
 import heapq
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import TypeVar
 from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format.checksums import ChunkHasher, FileRecord
-from trainkit.checkpoint.format.tensors import METADATA, TensorSource, lay_out
+from trainkit.checkpoint.format.tensors import TensorSource, lay_out
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.errors import TrainkitError
 from trainkit.storage import Bytes, Storage
@@ -72,23 +71,22 @@ class FileWriter:
         Returns:
             From and to which byte of the file each tensor lies.
         """
-        header, order = lay_out(tensors, framework="pt")
-        names = [name for name in json.loads(header[8:]) if name != METADATA]
+        header, order, _ = lay_out(tensors, framework="pt")
 
         def parts() -> Iterator[Bytes]:
             yield header
-            for name, source in zip(names, order, strict=True):
-                data = source.load()
-                if len(data) != source.num_bytes:
-                    raise ValueError(f"{name}: {len(data)} bytes, not {source.num_bytes}")
+            for name in order:
+                data = tensors[name].load()
+                if len(data) != tensors[name].num_bytes:
+                    raise ValueError(f"{name}: {len(data)} bytes, not {tensors[name].num_bytes}")
                 yield data
 
         self.write(path, parts)
-        places, begin = {}, len(header)
-        for name, source in zip(names, order, strict=True):
-            places[name] = (begin, begin + source.num_bytes)
-            begin += source.num_bytes
-        return places
+        found, begin = {}, len(header)
+        for name in order:
+            found[name] = (begin, begin + tensors[name].num_bytes)
+            begin = found[name][1]
+        return found
 
     def write_document(self, document: Document) -> None:
         """Write the values and the tensors of a document."""

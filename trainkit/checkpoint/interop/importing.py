@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trainkit.checkpoint.adapters.base import Document
-from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import RESERVED, StepFolder, check_entry_name
 from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.format.tensors import TensorSource
-from trainkit.checkpoint.interop.committing import commit, discard
+from trainkit.checkpoint.interop.committing import commit, discard, hold
 from trainkit.checkpoint.interop.files import FileWriter
 from trainkit.checkpoint.interop.safetensors_files import is_folder_of_tensors
 from trainkit.checkpoint.options import CheckpointOptions
-from trainkit.checkpoint.save.generation import claim
 from trainkit.errors import DataError, DependencyError, InputMissingError, UsageError
 from trainkit.storage import open_storage
 
@@ -52,26 +50,35 @@ def import_checkpoint(
         InputMissingError: there is no such source.
         DataError: it is damaged, of no known kind, or would have to run code to be read.
         UsageError: something in it has no place in a checkpoint.
-        EnvironmentFaultError: ``url`` is another kind of folder.
+        EnvironmentFaultError: ``url`` is another kind of folder, or a run saves to it.
     """
     text = os.fspath(source).rstrip("/")
     check_entry_name(name)
     entries = list(_entries(_read(text), name))
     storage = open_storage(url)
-    catalog.refuse_foreign(storage)
     number = _number(text) if step is None else step
-    folder = StepFolder(number, claim(storage).generation, 0)
-    writer = FileWriter(storage, folder.name, CheckpointOptions())
+    options = CheckpointOptions()
+    lease = hold(storage, options)
+    try:
+        folder = StepFolder(number, lease.claim.generation, 0)
+        _write(FileWriter(storage, folder.name, options), folder, entries)
+    finally:
+        lease.release()
+    return f"{storage.url}/{folder.name}"
+
+
+def _write(
+    writer: FileWriter, folder: StepFolder, entries: list[tuple[str, Entry, list[Document]]]
+) -> None:
     try:
         for _, _, documents in entries:
             for document in documents:
                 writer.write_document(document)
-        named = {entry_name: entry for entry_name, entry, _ in entries}
-        commit(storage, folder, writer.files, named, world_size=0)
+        named = {name: entry for name, entry, _ in entries}
+        commit(writer.storage, folder, writer.files, named, world_size=0)
     except BaseException:
-        discard(storage, folder)
+        discard(writer.storage, folder)
         raise
-    return f"{storage.url}/{folder.name}"
 
 
 def _number(source: str) -> int:

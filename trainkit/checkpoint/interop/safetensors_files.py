@@ -4,7 +4,7 @@ import functools
 import json
 import os
 
-from trainkit.checkpoint.format.tensors import Place, TensorSource, parse_header
+from trainkit.checkpoint.format.tensors import TensorSource, header_length, places
 from trainkit.errors import DataError, InputMissingError, TrainkitError
 from trainkit.storage import Bytes, Storage, open_storage
 
@@ -12,8 +12,6 @@ __all__ = ["INDEX", "is_folder_of_tensors", "read_tree"]
 
 INDEX = ".safetensors.index.json"
 _SUFFIX = ".safetensors"
-_MAX_HEADER = 110_000_000
-"""Bytes; the format allows no larger one, and a damaged file may claim anything."""
 
 
 def is_folder_of_tensors(names: list[str]) -> bool:
@@ -69,17 +67,15 @@ def _tensors(storage: Storage, file: str) -> dict[str, TensorSource]:
     if size is None:
         raise InputMissingError(f"{where} is not there")
     try:
-        length = int.from_bytes(_read(storage, file, 0, min(8, size)), "little")
-        header = _read(storage, file, 0, min(8 + length, size, _MAX_HEADER))
-        places = parse_header(header, size)
+        start = 8 + header_length(_read(storage, file, 0, min(8, size)), size)
+        found = places(_read(storage, file, 8, start), size - start)
     except TrainkitError as reason:
         raise DataError(f"{where}: {reason}") from None
-    return {name: _source(storage, file, place) for name, place in places.items()}
-
-
-def _source(storage: Storage, file: str, place: Place) -> TensorSource:
-    load = functools.partial(_read, storage, file, place.begin, place.end)
-    return TensorSource(place.dtype, place.shape, load)
+    sources = {}
+    for name, place in found.items():
+        load = functools.partial(_read, storage, file, start + place.begin, start + place.end)
+        sources[name] = TensorSource(place.dtype, place.shape, load)
+    return sources
 
 
 def _read(storage: Storage, file: str, begin: int, end: int) -> Bytes:

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from trainkit.checkpoint.adapters.torch.tensors import DTYPES
 from trainkit.checkpoint.adapters.values import decode, from_json_bytes
 from trainkit.checkpoint.format.layout import tensor_files
-from trainkit.checkpoint.format.tensors import TensorSource, parse_header
+from trainkit.checkpoint.format.tensors import TensorSource, header_length, places
 from trainkit.checkpoint.interop.dcp.foreign import insert, with_lists
 from trainkit.checkpoint.interop.dcp.identifiers import identify
 from trainkit.checkpoint.interop.dcp.opened import Opened
@@ -145,10 +145,11 @@ def _document(opened: Opened, reader: RangeReader, path: str) -> tuple[Any, Mapp
     tensors: dict[str, _Unread] = {}
     for piece in pieces:
         size = files[piece].size
-        length = int.from_bytes(reader.read(piece, 0, min(8, size)), "little")
-        header = bytes(reader.read(piece, 0, min(8 + length, size)))
-        for name, place in parse_header(header, size).items():
-            load = functools.partial(_copied, reader, piece, place.begin, place.end)
+        length = header_length(bytes(reader.read(piece, 0, min(8, size))), size)
+        start = 8 + length
+        header = bytes(reader.read(piece, 8, start))
+        for name, place in places(header, size - start).items():
+            load = functools.partial(_copied, reader, piece, start + place.begin, start + place.end)
             tensors[name] = _Unread(place.dtype, place.shape, load)
     return value, tensors
 

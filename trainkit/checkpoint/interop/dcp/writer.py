@@ -18,13 +18,14 @@ from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
 from trainkit.checkpoint.format.manifest import Entry
-from trainkit.checkpoint.interop.committing import commit, discard
+from trainkit.checkpoint.interop.committing import commit, discard, hold
 from trainkit.checkpoint.interop.dcp.identifiers import Identified, identify
 from trainkit.checkpoint.interop.dcp.items import RankItems, Stored
 from trainkit.checkpoint.interop.dcp.metadata import ENTRY, METADATA_PATH, Piece, encode_metadata
 from trainkit.checkpoint.interop.files import FileWriter
 from trainkit.checkpoint.options import CheckpointOptions
-from trainkit.checkpoint.save.generation import Claim, await_claim, claim, refuse_overtaken
+from trainkit.checkpoint.save.generation import Claim, await_claim, refuse_overtaken
+from trainkit.checkpoint.save.lease import Lease
 from trainkit.errors import (
     CheckpointDamagedError,
     DeadlineError,
@@ -86,12 +87,23 @@ class TrainkitWriter(StorageWriter):
         self._allow_pickle = allow_pickle
         self._threads = threads
         self._options = options or CheckpointOptions()
-        self._claim: Claim | None = None
+        self._lease: Lease | None = None
+        self._leased = ""
         self._attempts = 0
         self._assigned: Assignment | None = None
         self._begun: Mapping[str, FileRecord] = {}
         self._last: StepFolder | None = None
         self._thread = 0
+
+    def close(self) -> None:
+        """Leave the root to other runs. Happens with the object, and when the process ends."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For DCP's process that saves: a lease is this process's own.
+        return {**self.__dict__, "_lease": None, "_leased": ""}
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -132,14 +144,11 @@ class TrainkitWriter(StorageWriter):
 
         Raises:
             NoPermissionError: nothing can be written there.
-            EnvironmentFaultError: the root is another kind of folder, or another run saves to it.
+            EnvironmentFaultError: the root is another kind of folder, or another run has it.
         """
         self._refuse_second_save()
         where, storage = self._where(), self._storage()
-        if self._claim is None:
-            catalog.refuse_foreign(storage)
-            self._claim = claim(storage)
-        mine = self._claim
+        mine = self._hold(storage)
         refuse_overtaken(storage, mine.generation)
         for left in catalog.uncommitted(storage):
             if left.generation == mine.generation:  # of a save of ours that failed
@@ -292,6 +301,14 @@ class TrainkitWriter(StorageWriter):
             and given.folder != self._last
             and storage.size(f"{given.folder.name}/{MANIFEST}") is None
         )
+
+    def _hold(self, storage: Storage) -> Claim:
+        """This writer's claim of the root, kept by signs of life from its first save on."""
+        if self._leased != storage.url:
+            self.close()
+        if self._lease is None:
+            self._lease, self._leased = hold(storage, self._options), storage.url
+        return self._lease.claim
 
     def _where(self) -> Identified:
         return identify(self._url, self._step, self.checkpoint_id)
