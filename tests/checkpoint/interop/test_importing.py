@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -336,6 +338,41 @@ def test_an_import_is_no_checkpoint_of_dcp_and_none_of_another_state(tmp_path, r
         restored(root, model={"w": torch.zeros(2)})
     with pytest.raises(dcp.CheckpointException, match="was not saved by a TrainkitWriter"):
         dcp.load({"w": torch.zeros(2)}, storage_reader=TrainkitReader(root))
+
+
+HOLDER = """
+import sys
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+
+options = CheckpointOptions(background=False, lease=600.0)
+manager = CheckpointManager(sys.argv[1], {"table": {}}, options=options)
+print("open", flush=True)
+sys.stdin.read()
+manager.save(1)
+manager.close()
+"""
+
+
+def test_a_run_that_is_alive_is_left_alone(tmp_path, root):
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    impatient = CheckpointOptions(patience=0.2, background=False)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(EnvironmentFaultError, match=str(holder.pid)):
+            import_checkpoint(tmp_path / "a.safetensors", root, step=5, options=impatient)
+        writer = TrainkitWriter(root, step=6, options=impatient)
+        with pytest.raises(dcp.CheckpointException, match=str(holder.pid)):
+            dcp.save({"w": torch.ones(2)}, storage_writer=writer)
+        holder.stdin.close()
+        assert holder.wait(60) == 0  # its save went well
+    import_checkpoint(tmp_path / "a.safetensors", root, step=7, options=impatient)
+    model = {"table": {}}
+    assert CheckpointManager(root, model, options=HERE).all_steps() == [1, 7]
 
 
 def test_one_tensor_at_a_time_is_in_memory(tmp_path, root):

@@ -29,6 +29,7 @@ def import_checkpoint(
     *,
     step: int | None = None,
     name: str = "model",
+    options: CheckpointOptions | None = None,
 ) -> str:
     """Take over a checkpoint of another tool; no pickle in it is run.
 
@@ -42,6 +43,7 @@ def import_checkpoint(
         url: root of checkpoints to import into.
         step: of the new checkpoint; the number at the end of the source's name, or else 0.
         name: of the module that tensors at the top are.
+        options: attempts and time limits.
 
     Returns:
         The folder of the new checkpoint, in full.
@@ -57,7 +59,7 @@ def import_checkpoint(
     entries = list(_entries(_read(text), name))
     storage = open_storage(url)
     number = _number(text) if step is None else step
-    options = CheckpointOptions()
+    options = options or CheckpointOptions()
     lease = hold(storage, options)
     try:
         folder = StepFolder(number, lease.claim.generation, 0)
