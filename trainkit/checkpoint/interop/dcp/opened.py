@@ -63,7 +63,7 @@ class Opened:
         storage = open_storage(where.url)
         folder = _choose(storage, where)
         try:
-            manifest = catalog.read_manifest(storage, folder, with_files=False)
+            manifest = catalog.read_own_manifest(storage, folder)
         except CheckpointDamagedError as reason:
             raise CheckpointDamagedError(f"{reason}{_others(storage, folder)}") from None
         return cls(storage, folder, manifest)
