@@ -28,8 +28,8 @@ def zeros(num_bytes, dtype="U8"):
 
 def file_of(tensors):
     """The bytes of a safetensors file."""
-    head, ordered = lay_out(tensors, framework="pt")
-    return head + b"".join(tensor.load() for tensor in ordered)
+    head, order, _ = lay_out(tensors, framework="pt")
+    return head + b"".join(tensors[name].load() for name in order)
 
 
 class Root:
