@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 
 ROUNDS = 20
 
@@ -54,7 +54,8 @@ def test_the_newest_committed_step_survives_any_kill(tmp_path):
                     acknowledged = int(line)
         assert child.returncode == -signal.SIGKILL
         state = {"weights": np.zeros(250_000), "table": {"step": 0}}
-        step = CheckpointManager(tmp_path, state).restore_latest()
+        reader = CheckpointManager(tmp_path, state, options=CheckpointOptions(read_only=True))
+        step = reader.restore_latest()
         assert step in (acknowledged, acknowledged + 1)
         assert (state["weights"] == step).all()
         assert state["table"]["step"] == step

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.errors import EnvironmentFaultError
 from trainkit.storage import open_storage
 
@@ -125,7 +125,8 @@ def test_the_newest_committed_step_survives_any_kill(s3):
                     acknowledged = int(line)
         assert child.returncode == -signal.SIGKILL
         state = {"weights": np.zeros(250_000), "table": {"step": 0}}
-        step = CheckpointManager(s3, state).restore_latest()
+        reader = CheckpointManager(s3, state, options=CheckpointOptions(read_only=True))
+        step = reader.restore_latest()
         assert step in (acknowledged, acknowledged + 1)
         assert (state["weights"] == step).all()
         assert state["table"]["step"] == step

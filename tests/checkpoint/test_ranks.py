@@ -80,7 +80,9 @@ def ddp_ranks(folder):
 def test_bare_to_ddp_and_back(ranks, tmp_path):
     unbroken = run_of(net())
     train(unbroken, 2)
-    CheckpointManager(tmp_path, unbroken).save(2)
+    before = CheckpointManager(tmp_path, unbroken)
+    before.save(2)
+    before.close()
 
     results = ranks(ddp_ranks, str(tmp_path))
     train(unbroken, 3)

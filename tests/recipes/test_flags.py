@@ -16,6 +16,7 @@ SHARED = [
     "data_dir",
     "checkpoint_dir",
     "checkpoint_every",
+    "init_from",
     "strategy",
     "precision",
     "compile",

@@ -13,6 +13,7 @@ from trainkit.checkpoint.adapters.state import check_state
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.holding import Hold, hold_together
+from trainkit.checkpoint.initial import load_weights
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
 from trainkit.checkpoint.restoring import Restorer
@@ -203,24 +204,36 @@ class CheckpointManager:
         if not self._is_saved(self._seen_step):
             self.save(self._seen_step)
 
-    def restore_latest(self) -> int | None:
+    def restore_latest(self, *, init_from: str | os.PathLike[str] | None = None) -> int | None:
         """Restore the newest checkpoint that is whole.
 
         Damaged ones are set aside with a warning, and the next older one is taken.
 
+        Args:
+            init_from: where this run's folder has no checkpoint yet, begin with the weights that
+                lie here: a folder of checkpoints, of which the newest whole one counts, the
+                folder of one step, or a safetensors file or folder. Only torch modules are
+                loaded (in a state without any, entries that are arrays or tensors), from the
+                entries of the same names; all else stays as it is.
+
         Returns:
-            Its step, or None if none was ever committed.
+            Its step, or None if none was ever committed to this run's folder.
 
         Raises:
             CheckpointDamagedError: there are checkpoints, and all are damaged.
             EnvironmentFaultError: it is of another model or state; the message names the first
                 difference, and nothing was changed.
+            InputMissingError: nothing lies at ``init_from``.
         """
-        if self._storage is None:
-            return None
-        self.wait()
-        folder = self._restorer(self._storage).newest()
-        return None if folder is None else self._restored(folder)
+        if self._storage is not None:
+            self.wait()
+            folder = self._restorer(self._storage).newest()
+            if folder is not None:
+                return self._restored(folder)
+        if init_from is not None:
+            timeout = self._options.timeout
+            load_weights(init_from, self._state, self._communicator, timeout=timeout)
+        return None
 
     def restore(self, step: int) -> int:
         """Restore the checkpoint of ``step``, also one that was set aside before.

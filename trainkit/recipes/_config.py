@@ -36,6 +36,9 @@ class RecipeConfig:
     """Folder of checkpoints; unset: TRAINKIT_CHECKPOINT_DIR, else nothing is saved."""
     checkpoint_every: int | None = None
     """Steps between two checkpoints; unset: every 10 minutes. One is saved at the end."""
+    init_from: str | None = None
+    """Checkpoints, or safetensors, whose weights a run without a checkpoint of its own begins
+    with: a folder or URL."""
     strategy: str = "auto"
     """How ranks train together: auto, single or ddp."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -83,7 +83,7 @@ def main(ctx: trainkit.Context, config: Config) -> float:
         loader=loader,
         progress=progress,
     )
-    checkpoints.restore_latest()
+    checkpoints.restore_latest(init_from=config.init_from)
     first, steps = progress.step, total_steps(config.epochs, len(loader), config.max_steps)
     warmup = max(1, round(config.warmup_epochs * len(loader)))
     if first >= steps:

@@ -82,7 +82,7 @@ def main(ctx: trainkit.Context, config: Config) -> float:
         loader=loader,
         progress=progress,
     )
-    checkpoints.restore_latest()
+    checkpoints.restore_latest(init_from=config.init_from)
     first, steps = progress.step, total_steps(config.epochs, len(loader), config.max_steps)
     _introduce(ctx, config, train_set, first, steps)
     with StepTrace(config.trace, ctx.rank) as trace:

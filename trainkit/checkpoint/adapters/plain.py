@@ -9,7 +9,7 @@ from trainkit.errors import EnvironmentFaultError, UsageError
 from trainkit.frameworks import loaded, of_object
 from trainkit.state import Stateful
 
-__all__ = ["PlainAdapter", "check_restorable", "give_back", "state_of"]
+__all__ = ["PlainAdapter", "check_restorable", "give_back", "is_weights", "state_of"]
 
 
 class PlainAdapter:
@@ -46,6 +46,11 @@ def check_restorable(name: str, value: Any) -> None:
         f"given back. Expected an object with state_dict and load_state_dict, a dict, a list, a "
         f"numpy array or a tensor; put single values into a dict or trainkit.Progress."
     )
+
+
+def is_weights(value: Any) -> bool:
+    """Whether ``value`` is an array or a tensor by itself."""
+    return _is_tensor(value) or (arrays.is_array(value) and arrays.is_whole_array(value))
 
 
 def give_back(name: str, target: Any, value: Any) -> Apply:

@@ -6,14 +6,20 @@ from typing import Any
 
 from trainkit.checkpoint.adapters import rng
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved, StateAdapter
-from trainkit.checkpoint.adapters.plain import PlainAdapter, check_restorable, give_back, state_of
+from trainkit.checkpoint.adapters.plain import (
+    PlainAdapter,
+    check_restorable,
+    give_back,
+    is_weights,
+    state_of,
+)
 from trainkit.checkpoint.format.layout import check_entry_name, rank_state_path
 from trainkit.checkpoint.format.manifest import Entry
 from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, UsageError
 from trainkit.frameworks import loaded, of_object
 from trainkit.state import PerRank
 
-__all__ = ["Restoration", "capture_rank", "capture_shared", "check_state"]
+__all__ = ["Restoration", "capture_rank", "capture_shared", "check_state", "weights_of"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +38,13 @@ def check_state(state: Mapping[str, Any]) -> None:
     folded = {name.casefold() for name in state}
     if len(folded) != len(state):  # one file for two entries, on some mounts
         raise UsageError(f"entries that differ only in case: {', '.join(sorted(state))}")
+
+
+def weights_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What another run can begin with: modules, or else arrays and tensors; none of one rank's."""
+    shared = {name: value for name, value in state.items() if not isinstance(value, PerRank)}
+    modules = {name: value for name, value in shared.items() if _adapter(value).kind == "module"}
+    return modules or {name: value for name, value in shared.items() if is_weights(value)}
 
 
 def capture_shared(state: Mapping[str, Any]) -> Iterator[tuple[str, Entry, list[Document]]]:

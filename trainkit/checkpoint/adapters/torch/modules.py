@@ -9,10 +9,10 @@ import torch
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
 from trainkit.checkpoint.adapters.torch.tensors import copy_all_into, is_tensor, restored, source
 from trainkit.checkpoint.format.layout import RESERVED
-from trainkit.checkpoint.format.tensors import METADATA
+from trainkit.checkpoint.format.tensors import METADATA, StoredTensor
 from trainkit.errors import EnvironmentFaultError, UsageError
 
-__all__ = ["ModuleAdapter", "canonical_names"]
+__all__ = ["ModuleAdapter", "canonical_names", "with_tied"]
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,26 @@ class ModuleAdapter:
                 module.load_state_dict(mapped)
 
         return apply
+
+
+def with_tied(
+    module: torch.nn.Module, tensors: Mapping[str, StoredTensor]
+) -> Mapping[str, StoredTensor]:
+    """``tensors`` and, under the names that are missing, those that they are tied to.
+
+    Hugging Face's files have weights that are tied under one of their names alone.
+    """
+    names: dict[tuple[object, ...], list[str]] = {}
+    for key, _, value in _items(module):
+        if is_tensor(value) and value.numel():
+            place = (value.device, value.data_ptr(), tuple(value.shape), value.stride())
+            names.setdefault(place, []).append(key)
+    filled = dict(tensors)
+    for tied in names.values():
+        there = next((key for key in tied if key in tensors), None)
+        if there is not None:
+            filled |= {key: tensors[there] for key in tied if key not in tensors}
+    return filled
 
 
 _USUAL_WAYS = (
