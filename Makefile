@@ -89,6 +89,11 @@ test: $(VENV)/.installed-dev ## run CI's sample of the tests
 test-all: $(VENV)/.installed-dev ## run every test, the slow ones too
 	@"$(BIN)/python" -m pytest $(ARGS)
 
+# Hours, on two cores; a table of what was done is at the end.
+.PHONY: soak
+soak: $(VENV)/.installed-dev ## inject ten times as many faults into saves as the tests do
+	@"$(BIN)/python" -m pytest tests/faults --soak $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## check style (ruff) and which room imports which
 	@failed=
