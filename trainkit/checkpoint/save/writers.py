@@ -23,6 +23,9 @@ _PAGE = 4096
 _SHARE = 0.8
 """Part of the memory that is left which an arena may take: training needs some, too."""
 
+_PROCESS = 32 << 20
+"""Bytes that the process which writes takes for itself."""
+
 
 class Writer(Protocol):
     """Takes one job at a time."""
@@ -140,7 +143,7 @@ class Background:
     def _has_room(self, size: int) -> bool:
         more = size - self._process.arena.size
         left = memory_left() if more > 0 else None
-        if left is None or more <= left * _SHARE:
+        if left is None or more + _PROCESS <= left * _SHARE:
             return True
         log.warning(
             "a copy of %.0f MiB does not fit into the memory that is left (%.0f MiB): training "
