@@ -103,7 +103,7 @@ class TrainkitReader(StorageReader):
         opened = self._opened()
         opened.use(metadata)
         if is_coordinator:  # one rank asks, since this is a request for each file
-            catalog.read_manifest(opened.storage, opened.folder)
+            catalog.check_sizes(opened.storage, opened.folder, opened.manifest)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """See ``StorageReader``.
