@@ -1,13 +1,13 @@
 """How one entry of the state becomes documents, and is given back from them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from trainkit.checkpoint.adapters.values import Encoder, decode
 from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
 
-__all__ = ["Apply", "Document", "Saved", "StateAdapter"]
+__all__ = ["Apply", "Document", "Saved", "ShardedAdapter", "StateAdapter"]
 
 Apply = Callable[[], None]
 """Gives a checked value back to its object."""
@@ -49,6 +49,8 @@ class Saved:
 
     tensors: Mapping[str, StoredTensor]
     json: Any = None
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    """Of tensors that were sharded: by name, those of all ranks."""
 
     def value(self) -> Any:
         """The value that ``Document.of`` encoded."""
@@ -79,4 +81,13 @@ class StateAdapter(Protocol):
         Raises:
             EnvironmentFaultError: it does not fit; the message names the first difference.
         """
+        ...
+
+
+@runtime_checkable
+class ShardedAdapter(Protocol):
+    """A ``StateAdapter`` of entries of which each rank may have a part."""
+
+    def own_parts(self, name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Parts of sharded tensors that this rank saves: by name, ``offsets`` and ``tensor``."""
         ...

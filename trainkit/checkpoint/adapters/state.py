@@ -1,11 +1,11 @@
 """The state of a run as documents: which adapter serves which entry."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trainkit.checkpoint.adapters import rng
-from trainkit.checkpoint.adapters.base import Apply, Document, Saved, StateAdapter
+from trainkit.checkpoint.adapters.base import Apply, Document, Saved, ShardedAdapter, StateAdapter
 from trainkit.checkpoint.adapters.plain import (
     PlainAdapter,
     check_restorable,
@@ -19,7 +19,14 @@ from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, Usage
 from trainkit.frameworks import loaded, of_object
 from trainkit.state import PerRank
 
-__all__ = ["Restoration", "capture_rank", "capture_shared", "check_state", "weights_of"]
+__all__ = [
+    "Restoration",
+    "capture_rank",
+    "capture_shared",
+    "check_state",
+    "parts_of_all",
+    "weights_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +70,28 @@ def capture_shared(state: Mapping[str, Any]) -> Iterator[tuple[str, Entry, list[
 
 
 def capture_rank(state: Mapping[str, Any], rank: int) -> Document:
-    """What only this rank has: its ``PerRank`` entries and its random generators."""
+    """What only this rank has: ``PerRank`` entries, random generators, parts of sharded tensors."""
     entries = {n: state_of(v.value) for n, v in state.items() if isinstance(v, PerRank)}
-    return Document.of(
-        rank_state_path(rank), f"rank {rank}", {"entries": entries, "random": rng.capture()}
-    )
+    value = {"entries": entries, "random": rng.capture()}
+    parts = {n: _own_parts(n, state) for n, v in state.items() if not isinstance(v, PerRank)}
+    if any(parts.values()):
+        value["parts"] = {name: own for name, own in parts.items() if own}
+    return Document.of(rank_state_path(rank), f"rank {rank}", value)
+
+
+def parts_of_all(ranks: Iterable[Saved]) -> dict[str, dict[str, list[Any]]]:
+    """Parts of sharded tensors by entry and name, from what each rank has saved of its own."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for saved in ranks:
+        for name, parts in saved.value().get("parts", {}).items():
+            for key, part in parts.items():
+                found.setdefault(name, {}).setdefault(key, []).append(part)
+    return found
+
+
+def _own_parts(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    adapter = _adapter(state[name])
+    return adapter.own_parts(name, state) if isinstance(adapter, ShardedAdapter) else {}
 
 
 class Restoration:

@@ -8,6 +8,7 @@ step-0000000100.g03-0007/          step 100, generation 3, its 8th attempt to sa
     optim/optimizer.json           optimizers, keyed by the names of parameters
     optim/optimizer.safetensors
     state/progress.json            everything else
+    model/model.sharded.json       tensors of which each rank saved a part, with its own things
     ranks/rank00000.json           what this rank wrote
     ranks/rank00000.state.json     random generators and PerRank entries of this rank
 .generations/0000000003            claimed by one process that opened the root
@@ -35,6 +36,7 @@ __all__ = [
     "part_path",
     "piece_path",
     "rank_state_path",
+    "sharded_path",
     "tensor_files",
 ]
 
@@ -101,6 +103,11 @@ def tensor_files(path: str, files: Collection[str]) -> list[str]:
         return []
     piece = re.compile(rf"{re.escape(path)}-\d{{5,}}-of-\d{{5,}}\.safetensors")
     return sorted(file for file in files if piece.fullmatch(file))
+
+
+def sharded_path(path: str) -> str:
+    """Where it says which tensors of the document ``path`` each rank has a part of."""
+    return f"{path}.sharded"
 
 
 def part_path(rank: int) -> str:

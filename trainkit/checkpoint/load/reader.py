@@ -8,14 +8,20 @@ import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from trainkit.checkpoint.adapters.base import Saved
-from trainkit.checkpoint.adapters.state import Restoration
+from trainkit.checkpoint.adapters.state import Restoration, parts_of_all
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord, digest
-from trainkit.checkpoint.format.layout import StepFolder, rank_state_path, tensor_files
+from trainkit.checkpoint.format.layout import (
+    StepFolder,
+    rank_state_path,
+    sharded_path,
+    tensor_files,
+)
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.tensors import StoredTensor, parse
 from trainkit.errors import CheckpointDamagedError, InputMissingError
@@ -52,10 +58,14 @@ class StepReader:
             EnvironmentFaultError: the state does not fit; the message names the difference.
         """
         restoration = Restoration(state, self.manifest.entries)
+        parts = self._parts() if any(self._sharded(name) for name in state) else {}
         for name in state:
             documents = self.manifest.entries[name].documents
             if documents:
-                restoration.prepare(name, {path: self.document(path) for path in documents})
+                saved = {path: self.document(path) for path in documents}
+                for path in self._sharded(name):
+                    saved[path] = replace(saved[path], parts=parts.get(name, {}))
+                restoration.prepare(name, saved)
         if rank < self.manifest.world_size:
             own = self.document(rank_state_path(rank))
             restoration.prepare_rank(own, same_world=world_size == self.manifest.world_size)
@@ -76,6 +86,16 @@ class StepReader:
             if data is not None:
                 tensors.update(parse(data))
         return Saved(tensors, from_json_bytes(json) if json is not None else None)
+
+    def _sharded(self, name: str) -> list[str]:
+        """Documents of an entry that describe sharded tensors."""
+        documents = self.manifest.entries[name].documents
+        return [path for path in map(sharded_path, documents) if path in documents]
+
+    def _parts(self) -> dict[str, dict[str, list[Any]]]:
+        # All of each: which parts this rank needs is known only when they are put together.
+        ranks = range(self.manifest.world_size)
+        return parts_of_all(self.document(rank_state_path(rank)) for rank in ranks)
 
     def _file(self, path: str) -> memoryview | None:
         record = self.manifest.files.get(path)

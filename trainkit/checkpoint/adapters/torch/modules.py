@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
+from trainkit.checkpoint.adapters.torch.sharded import described, is_sharded, like, own_part, wholes
 from trainkit.checkpoint.adapters.torch.tensors import copy_all_into, is_tensor, restored, source
-from trainkit.checkpoint.format.layout import RESERVED
+from trainkit.checkpoint.format.layout import RESERVED, sharded_path
 from trainkit.checkpoint.format.tensors import METADATA, StoredTensor
 from trainkit.errors import EnvironmentFaultError, UsageError
 
@@ -55,16 +56,25 @@ class ModuleAdapter:
         """See ``StateAdapter.capture``."""
         if name in RESERVED:
             raise UsageError(f"a module cannot be the checkpoint entry {name!r}: name it otherwise")
-        tensors, extra = {}, {}
+        tensors, extra, sharded = {}, {}, {}
         for key, _, value in _items(state[name]):
-            if is_tensor(value) and key != METADATA:
+            if is_sharded(value):
+                sharded[key] = described(value, f"{name}.{key}")
+            elif is_tensor(value) and key != METADATA:
                 tensors[key] = source(value, f"{name}.{key}")
             else:
                 extra[key] = value
         documents = [Document(f"{name}/model", tensors)]
         if extra:
             documents.append(Document.of(f"{name}/extra", name, extra))
+        if sharded:
+            documents.append(Document(sharded_path(f"{name}/model"), None, sharded))
         return documents
+
+    def own_parts(self, name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``ShardedAdapter.own_parts``."""
+        parts = {key: own_part(v) for key, _, v in _items(state[name]) if is_sharded(v)}
+        return {key: part for key, part in parts.items() if part is not None}
 
     def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
         """See ``StateAdapter.prepare``."""
@@ -74,9 +84,10 @@ class ModuleAdapter:
         }
         if f"{name}/extra" in saved:
             found.update(saved[f"{name}/extra"].value())
+        found.update(wholes(name, saved.get(sharded_path(f"{name}/model"))))
         expected = {key: (own, value) for key, own, value in _items(module)}
         _compare(name, {key: value for key, (_, value) in expected.items()}, found)
-        mapped = {own: found[key] for key, (own, _) in expected.items()}
+        mapped = {own: like(found[key], value) for key, (own, value) in expected.items()}
 
         def apply() -> None:
             own = _plain_tensors(module)

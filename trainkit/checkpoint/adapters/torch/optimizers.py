@@ -1,5 +1,6 @@
 """torch's optimizers, with their state under the names of parameters."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -7,6 +8,8 @@ import torch
 
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
 from trainkit.checkpoint.adapters.torch.modules import canonical_names
+from trainkit.checkpoint.adapters.torch.sharded import described, is_sharded, like, own_part, wholes
+from trainkit.checkpoint.format.layout import sharded_path
 from trainkit.errors import EnvironmentFaultError
 
 __all__ = ["OptimizerAdapter"]
@@ -39,12 +42,37 @@ class OptimizerAdapter:
                 {**group, "params": [names[i] for i in group["params"]]}
                 for group in own["param_groups"]
             ]
-        return [Document.of(f"optim/{name}", name, value)]
+        sharded = {}
+        kept: dict[Any, Any] = {}
+        for parameter, values in value["state"].items():
+            kept[parameter] = {k: v for k, v in values.items() if not is_sharded(v)}
+            for key, tensor in values.items():
+                if is_sharded(tensor):
+                    label = json.dumps([parameter, key])
+                    sharded[label] = described(tensor, f"{name}.state[{parameter}].{key}")
+        documents = [Document.of(f"optim/{name}", name, {**value, "state": kept})]
+        if sharded:
+            documents.append(Document(sharded_path(f"optim/{name}"), None, sharded))
+        return documents
+
+    def own_parts(self, name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``ShardedAdapter.own_parts``."""
+        names = _parameter_names(state[name], state)
+        parts = {}
+        for number, values in state[name].state_dict()["state"].items():
+            for key, tensor in values.items():
+                part = own_part(tensor) if is_sharded(tensor) else None
+                if part is not None:
+                    parts[json.dumps([names[number] if names else number, key])] = part
+        return parts
 
     def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
         """See ``StateAdapter.prepare``."""
         optimizer = state[name]
         value = saved[f"optim/{name}"].value()
+        for label, tensor in wholes(name, saved.get(sharded_path(f"optim/{name}"))).items():
+            parameter, key = json.loads(label)
+            value["state"][parameter][key] = tensor
         names = _parameter_names(optimizer, state)
         keyed_by = value.pop("keyed_by")
         if (keyed_by == "name") is not (names is not None):
@@ -61,6 +89,11 @@ class OptimizerAdapter:
         if names is not None:
             _renumber(value, own, names)
         _compare_shapes(name, optimizer, value["state"], labels)
+        for number, parameter in enumerate(_parameters(optimizer)):
+            moments = value["state"].get(number, {})
+            for key, moment in moments.items():
+                if isinstance(moment, torch.Tensor):
+                    moments[key] = like(moment, parameter)
         return lambda: optimizer.load_state_dict(value)
 
 

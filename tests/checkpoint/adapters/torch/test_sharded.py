@@ -1,0 +1,177 @@
+"""FSDP2 modules and their optimizers in a CheckpointManager, on any number of real ranks."""
+
+import contextlib
+
+import pytest
+
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.testing import run_ranks
+
+torch = pytest.importorskip("torch")
+
+PRELOAD = ("torch", "torch.distributed.fsdp")
+HERE = CheckpointOptions(background=False, timeout=60.0)
+SAMPLE = [(2, 3), (3, 2), (2, 0)]
+MATRIX = [(w, v) for w in (0, 1, 2, 3, 4) for v in (0, 1, 2, 3, 4)]
+"""Ranks that save and that restore; 0 is a bare run without FSDP."""
+
+
+def net(seed):
+    """A model of which rows do not divide evenly, and some ranks have none."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
+
+
+def optimizer_of(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.05)
+
+
+def train(model, optimizer, num_steps):
+    losses = []
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        loss = model(torch.linspace(-1, 1, 20).reshape(4, 5) + step).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def full_bits(model, optimizer):
+    """All parameters and moments, whole, the same on all ranks."""
+
+    def whole(tensor):
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return tensor.detach().numpy().tobytes()
+
+    found = [whole(tensor) for tensor in model.state_dict().values()]
+    for values in optimizer.state_dict()["state"].values():
+        found += [whole(values[key]) for key in sorted(values)]
+    return found
+
+
+@contextlib.contextmanager
+def ranks_here():
+    """A process group, and a communicator on a store of its own."""
+    import torch.distributed as dist
+
+    from trainkit.coordination import Communicator
+    from trainkit.coordination.torch import TorchStore
+
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    store = dist.PrefixStore("trainkit", dist.distributed_c10d._get_default_store())
+    try:
+        yield Communicator(TorchStore(store), rank, world_size, timeout=60.0)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def sharded_run(seed, world_size, *, replicas=1):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if replicas > 1:
+        shape, names = (replicas, world_size // replicas), ("replicate", "shard")
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    else:
+        mesh = init_device_mesh("cpu", (world_size,))
+    model = net(seed)
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    return model, optimizer_of(model)
+
+
+def saving_ranks(folder, replicas=1):
+    with ranks_here() as communicator:
+        model, optimizer = sharded_run(1, communicator.world_size, replicas=replicas)
+        train(model, optimizer, 3)
+        state = {"model": model, "optimizer": optimizer}
+        manager = CheckpointManager(folder, state, communicator=communicator, options=HERE)
+        manager.save(3, blocking=True)
+        manager.close()
+        return full_bits(model, optimizer)
+
+
+def restoring_ranks(folder):
+    """Restore; then train beside a run to which the whole state was given by another way."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    with ranks_here() as communicator:
+        model, optimizer = sharded_run(2, communicator.world_size)
+        state = {"model": model, "optimizer": optimizer}
+        manager = CheckpointManager(folder, state, communicator=communicator, options=HERE)
+        assert manager.restore_latest() == 3
+        manager.close()
+        found = full_bits(model, optimizer)
+        other, its_optimizer = sharded_run(3, communicator.world_size)
+        plain, plain_optimizer = net(4), None
+        plain_optimizer = optimizer_of(plain)
+        CheckpointManager(
+            folder,
+            {"model": plain, "optimizer": plain_optimizer},
+            options=CheckpointOptions(read_only=True),
+        ).restore_latest()
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+
+        of_model, of_optimizer = get_state_dict(plain, plain_optimizer)
+        set_state_dict(
+            other,
+            its_optimizer,
+            model_state_dict=of_model,
+            optim_state_dict=of_optimizer,
+            options=StateDictOptions(full_state_dict=True),
+        )
+        return found, train(model, optimizer, 5), train(other, its_optimizer, 5)
+
+
+def save_bare(folder):
+    model = net(1)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, 3)
+    CheckpointManager(folder, {"model": model, "optimizer": optimizer}, options=HERE).save(3)
+    return full_bits(model, optimizer)
+
+
+def restored_bare(folder):
+    model = net(2)
+    optimizer = optimizer_of(model)
+    manager = CheckpointManager(folder, {"model": model, "optimizer": optimizer}, options=HERE)
+    assert manager.restore_latest() == 3
+    return full_bits(model, optimizer)
+
+
+def check(folder, saved, loaded, replicas=1):
+    folder = str(folder)
+    if saved == 0:
+        expected = save_bare(folder)
+    else:
+        results = run_ranks(saving_ranks, saved, folder, replicas, preload=PRELOAD)
+        expected = results[0].value
+    if loaded == 0:
+        assert restored_bare(folder) == expected
+        return
+    for result in run_ranks(restoring_ranks, loaded, folder, preload=PRELOAD):
+        found, losses, expected_losses = result.value
+        assert found == expected
+        assert losses == expected_losses
+
+
+@pytest.mark.parametrize(("saved", "loaded"), SAMPLE)
+@pytest.mark.world_size(4)
+def test_on_another_number_of_ranks(tmp_path, saved, loaded):
+    check(tmp_path, saved, loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "loaded"), sorted(set(MATRIX) - set(SAMPLE) - {(0, 0)}))
+@pytest.mark.world_size(4)
+def test_on_any_number_of_ranks(tmp_path, saved, loaded):
+    check(tmp_path, saved, loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(4)
+def test_replicas_of_shards_are_saved_once(tmp_path):
+    check(tmp_path, 4, 3, replicas=2)
