@@ -457,3 +457,32 @@ def test_on_a_real_object_store(s3, tmp_path, call):
     assert do("verify", s3 + "-not-there") == 66
     for secret in (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]):
         assert not any(secret in text for text in said)
+
+
+def test_import_and_back(url, call, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    torch.save(weights, tmp_path / "model-70.pt")
+    code, out, err = call("import", url, tmp_path / "model-70.pt")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"imported {tmp_path / 'model-70.pt'} as {url}/step-0000000070.g")
+    assert call("verify", url)[0] == 0
+    assert call("export", url, tmp_path / "dcp", "--format", "dcp")[0] == 0
+    code, out, _ = call("import", url, tmp_path / "dcp", "--step", "71", "--json")
+    assert code == 0
+    assert "/step-0000000071.g" in json.loads(out)["to"]
+    assert call("diff", url, "--from", "70", "--to", "71")[0] == 0
+    code, _, err = call("export", url, tmp_path / "x", "--format", "dcp", "--entry", "model")
+    assert code == 2
+    assert "--format dcp, which writes all entries" in err
+
+
+def test_import_runs_nothing_and_finds_nothing(url, call, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": print}, tmp_path / "hostile.pt")
+    code, out, err = call("import", url, tmp_path / "hostile.pt")
+    assert (code, out) == (65, "")
+    assert err.count("\n") == 1
+    code, out, err = call("import", url, tmp_path / "nothing")
+    assert (code, out) == (66, "")
+    assert call("ls", url)[0] == 66

@@ -21,6 +21,10 @@ COMMANDS = {
     "pin": ("trainkit.cli.checkpoints.pin:pin", "keep a checkpoint, whatever the policy says"),
     "unpin": ("trainkit.cli.checkpoints.pin:unpin", "leave it to the policy again"),
     "gc": ("trainkit.cli.checkpoints.gc:main", "remove what is left of saves that were cut off"),
+    "import": (
+        "trainkit.cli.checkpoints.import_:main",
+        "take over a checkpoint of torch or safetensors",
+    ),
     "export": ("trainkit.cli.checkpoints.export:main", "write one entry as a folder of its own"),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 
 from trainkit.checkpoint.admin.exporting import FORMATS, export
 from trainkit.checkpoint.admin.locating import find_step, open_root
 from trainkit.cli.checkpoints import arguments, shown
+from trainkit.errors import UsageError
 
 __all__ = ["main"]
 
@@ -34,12 +36,10 @@ def main(argv: Sequence[str]) -> int:
         type=arguments.step,
         help="step to export (default: the one that URL names, or else the newest that is whole)",
     )
-    parser.add_argument(
-        "--entry", default="model", metavar="NAME", help="entry to export (default: model)"
-    )
+    parser.add_argument("--entry", metavar="NAME", help="entry to export (default: model)")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=(*FORMATS, "dcp"),
         default=FORMATS[0],
         help="safetensors: the files as they are, with the index that transformers reads if they "
         "are several; torch: one file for torch.load(weights_only=True), read into memory as a "
@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     storage, named = open_root(options.url)
     folder = find_step(storage, options.step, named)
+    if options.format == "dcp":
+        return _export_all(options, f"{storage.url}/{folder.name}")
+    options.entry = options.entry or "model"
     names = export(storage, folder, options.dir, entry=options.entry, format=options.format)
     if options.json:
         shown.print_json(
@@ -60,4 +63,17 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
     print(f"exported {options.entry!r} of {folder.name} to {options.dir}: {', '.join(names)}")
+    return 0
+
+
+def _export_all(options: argparse.Namespace, source: str) -> int:
+    if options.entry is not None:
+        raise UsageError("--entry is not for --format dcp, which writes all entries")
+    from trainkit.checkpoint.interop import export_dcp
+
+    export_dcp(source, None, options.dir)
+    if options.json:
+        shown.print_json({"from": source, "to": os.path.abspath(options.dir)})
+    else:
+        print(f"exported all of {source} to {options.dir}")
     return 0
