@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import time
+from pathlib import Path
 
 import pytest
 
@@ -160,6 +161,14 @@ def test_a_small_disk(tally, scale, mode):
     assert report.faults["nr_inodes reached"] > 5
 
 
+def _limit_files(limits):
+    """Limit the sizes of files of this process, and of the one that writes for it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            resource.prlimit(int(child), resource.RLIMIT_FSIZE, limits)
+
+
 def file_limits(share, count, mode):
     """No file of one rank may be longer than a limit."""
     report = Report()
@@ -171,10 +180,10 @@ def file_limits(share, count, mode):
 
             def tighten(rank, limit=limit, victim=victim):
                 if rank == victim:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+                    _limit_files((limit, hard))
 
             def loosen(rank):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+                _limit_files((hard, hard))
 
             failed, wrong = trial(oracle, tighten, loosen, errno.EFBIG, mode)
             report.add(f"file size{' reached' if failed else ''}", wrong, f"{limit} of {victim}")

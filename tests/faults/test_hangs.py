@@ -124,7 +124,9 @@ def _trial(oracle, victim, phase, number, deadline, patience, mode):
 
 
 def _named(rank):
-    return re.compile(rf"rank\(s\) {rank} of {WORLD}|waits for rank {rank}\b")
+    return re.compile(
+        rf"rank\(s\) {rank} of {WORLD}|waits for rank {rank}\b|rank {rank} failed: Dead"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
