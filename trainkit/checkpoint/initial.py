@@ -14,6 +14,7 @@ from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
 from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.format.tensors import StoredTensor
 from trainkit.checkpoint.load.reader import StepReader
+from trainkit.checkpoint.load.safetensors_files import is_folder_of_tensors, read_tree
 from trainkit.coordination import Communicator
 from trainkit.errors import (
     CheckpointDamagedError,
@@ -103,8 +104,6 @@ def load_weights(
 
 def _sources(url: str) -> list[_Source]:
     """What to try, best first."""
-    from trainkit.checkpoint.interop.safetensors_files import is_folder_of_tensors
-
     if url.endswith(".safetensors"):
         return [_Source(url, None)]
     storage = open_storage(url)
@@ -147,16 +146,10 @@ def _of_step(source: _Source, weights: Mapping[str, Any]) -> Restoration:
             f"it has no entry {missing[0]!r}, which this run would begin with (it has "
             f"{', '.join(sorted(entries)) or 'nothing'}). Name the entry as it was saved."
         )
-    restoration = Restoration(weights, {name: entries[name] for name in weights})
-    for name in weights:
-        documents = {path: reader.document(path) for path in entries[name].documents}
-        restoration.prepare(name, documents)
-    return restoration
+    return reader.prepare_shared(weights)
 
 
 def _of_tensors(source: _Source, weights: Mapping[str, Any]) -> Restoration:
-    from trainkit.checkpoint.interop.safetensors_files import read_tree
-
     entries = {name: Entry("module", (f"{name}/model",)) for name in weights}
     restoration = Restoration(weights, entries)
     if len(weights) != 1:

@@ -1,6 +1,6 @@
 """Saves, failures, kills, damage, pins and restarts in any order: what stays is what should.
 
-CI runs a sample. All 10,000 histories take some minutes:
+CI runs a sample. All 10,000 histories take 5 minutes of processor time, and more of waiting:
 
     python -m pytest -m slow tests/checkpoint/save/test_retention_histories.py
 """

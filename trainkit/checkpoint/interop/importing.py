@@ -11,7 +11,7 @@ from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.format.tensors import TensorSource
 from trainkit.checkpoint.interop.committing import commit, discard, hold
 from trainkit.checkpoint.interop.files import FileWriter
-from trainkit.checkpoint.interop.safetensors_files import is_folder_of_tensors
+from trainkit.checkpoint.load.safetensors_files import is_folder_of_tensors
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.errors import DataError, DependencyError, InputMissingError, UsageError
 from trainkit.storage import open_storage
@@ -90,7 +90,7 @@ def _number(source: str) -> int:
 
 
 def _read(source: str) -> Any:
-    from trainkit.checkpoint.interop import safetensors_files
+    from trainkit.checkpoint.load import safetensors_files
 
     if source.endswith(".safetensors"):
         return safetensors_files.read_tree(source)

@@ -6,7 +6,7 @@ map of it is read ends the process by a signal where a read raises an error.
 
 import contextlib
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -58,17 +58,21 @@ class StepReader:
             EnvironmentFaultError: the state does not fit; the message names the difference.
         """
         restoration = Restoration(state, self.manifest.entries)
-        parts = self._parts() if any(self._sharded(name) for name in state) else {}
-        for name in state:
-            documents = self.manifest.entries[name].documents
-            if documents:
-                saved = {path: self.document(path) for path in documents}
-                for path in self._sharded(name):
-                    saved[path] = replace(saved[path], parts=parts.get(name, {}))
-                restoration.prepare(name, saved)
+        self._prepare(restoration, state)
         if rank < self.manifest.world_size:
             own = self.document(rank_state_path(rank))
             restoration.prepare_rank(own, same_world=world_size == self.manifest.world_size)
+        return restoration
+
+    def prepare_shared(self, state: Mapping[str, Any]) -> Restoration:
+        """The same of entries that are there and not one rank's own, and of nothing else.
+
+        Raises:
+            CheckpointDamagedError: bytes are not those that were saved.
+            EnvironmentFaultError: the state does not fit.
+        """
+        restoration = Restoration(state, {name: self.manifest.entries[name] for name in state})
+        self._prepare(restoration, state)
         return restoration
 
     def document(self, path: str) -> Saved:
@@ -86,6 +90,16 @@ class StepReader:
             if data is not None:
                 tensors.update(parse(data))
         return Saved(tensors, from_json_bytes(json) if json is not None else None)
+
+    def _prepare(self, restoration: Restoration, names: Iterable[str]) -> None:
+        parts = self._parts() if any(self._sharded(name) for name in names) else {}
+        for name in names:
+            documents = self.manifest.entries[name].documents
+            if documents:
+                saved = {path: self.document(path) for path in documents}
+                for path in self._sharded(name):
+                    saved[path] = replace(saved[path], parts=parts.get(name, {}))
+                restoration.prepare(name, saved)
 
     def _sharded(self, name: str) -> list[str]:
         """Documents of an entry that describe sharded tensors."""

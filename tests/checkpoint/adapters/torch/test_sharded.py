@@ -142,6 +142,19 @@ def restored_bare(folder):
     return full_bits(model, optimizer)
 
 
+def beginning_ranks(folder, file):
+    """Begin with the weights of a sharded run, and with those of a plain file."""
+    with ranks_here() as communicator:
+        found = []
+        for url in (folder, file):
+            model, optimizer = sharded_run(6, communicator.world_size)
+            state = {"model": model, "optimizer": optimizer}
+            manager = CheckpointManager(None, state, communicator=communicator)
+            assert manager.restore_latest(init_from=url) is None
+            found.append(full_bits(model, optimizer))
+        return found
+
+
 def check(folder, saved, loaded, replicas=1):
     folder = str(folder)
     if saved == 0:
@@ -162,6 +175,21 @@ def check(folder, saved, loaded, replicas=1):
 @pytest.mark.world_size(4)
 def test_on_another_number_of_ranks(tmp_path, saved, loaded):
     check(tmp_path, saved, loaded)
+
+
+@pytest.mark.world_size(3)
+def test_the_weights_alone(tmp_path):
+    from safetensors.torch import save_file
+
+    saved = run_ranks(saving_ranks, 3, str(tmp_path), 1, preload=PRELOAD)[0].value
+    weights = saved[:4]
+    plain = net(2)
+    CheckpointManager(None, {"model": plain}).restore_latest(init_from=tmp_path)
+    assert full_bits(plain, optimizer_of(plain)) == weights
+    file = tmp_path / "plain.safetensors"
+    save_file(plain.state_dict(), file)
+    for result in run_ranks(beginning_ranks, 2, str(tmp_path), str(file), preload=PRELOAD):
+        assert result.value == [weights, weights]
 
 
 @pytest.mark.slow

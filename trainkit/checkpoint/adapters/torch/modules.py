@@ -108,7 +108,7 @@ def with_tied(
     """
     names: dict[tuple[object, ...], list[str]] = {}
     for key, _, value in _items(module):
-        if is_tensor(value) and value.numel():
+        if is_tensor(value) and not is_sharded(value) and value.numel():
             place = (value.device, value.data_ptr(), tuple(value.shape), value.stride())
             names.setdefault(place, []).append(key)
     filled = dict(tensors)
