@@ -294,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=24, help="of each fault (%(default)s)")
     parser.add_argument("--only", action="append", help="a library; several times for several")
+    parser.add_argument("--fault", action="append", choices=FAULTS, help="only this one")
     parser.add_argument("--write", action="store_true", help="also into docs/checkpoint-peers.md")
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
@@ -305,11 +306,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         library.import_modules()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for fault, make in FAULTS.items():
+        for fault in args.fault or FAULTS:
             for library in libraries:
                 folder = Path(scratch) / library.name.replace(" ", "-")
                 folder.mkdir(exist_ok=True)
-                counts = collections.Counter(make(Trial(library, folder, args.rounds)))
+                counts = collections.Counter(FAULTS[fault](Trial(library, folder, args.rounds)))
                 print(f"{fault}, {library.name}: {dict(counts)}", file=sys.stderr)
                 numbers = [str(counts[outcome] or "") for outcome in OUTCOMES]
                 rows.append([fault, library.name, str(counts.total()), *numbers])
