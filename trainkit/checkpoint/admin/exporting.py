@@ -13,7 +13,7 @@ from trainkit.checkpoint.admin.chunks import chunk_length, chunk_problem
 from trainkit.checkpoint.admin.headers import document_files, file_tensors
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
-from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.format.layout import StepFolder, has_parts
 from trainkit.checkpoint.format.manifest import Entry, Manifest
 from trainkit.checkpoint.load.reader import StepReader
 from trainkit.errors import CheckpointDamagedError, InputMissingError, UsageError
@@ -51,7 +51,8 @@ def export(
 
     Raises:
         InputMissingError: the checkpoint has no such entry; the message names those it has.
-        UsageError: ``target`` is no local folder, or has something in it.
+        UsageError: ``target`` is no local folder, or has something in it, or each rank saved a
+            part of the entry.
         CheckpointDamagedError: bytes are not those that were saved.
         DependencyError: ``torch`` was asked for and is not installed.
     """
@@ -92,6 +93,11 @@ def _refuse_used(final: Path) -> None:
 
 def _entry(storage: Storage, folder: StepFolder, manifest: Manifest, name: str) -> Entry:
     found = manifest.entries.get(name)
+    if found is not None and has_parts(found.documents):
+        raise UsageError(
+            f"{storage.url}/{folder.name}: {name} was saved in parts by each rank, which is not "
+            f"exported yet. Restore it, also into a model that is not sharded, and save that."
+        )
     if found is not None and found.documents:
         return found
     why = "is there" if found is None else "is held by each rank for itself, and cannot be exported"

@@ -31,6 +31,7 @@ __all__ = [
     "RESERVED",
     "StepFolder",
     "check_entry_name",
+    "has_parts",
     "index_path",
     "is_safe_path",
     "part_path",
@@ -108,6 +109,11 @@ def tensor_files(path: str, files: Collection[str]) -> list[str]:
 def sharded_path(path: str) -> str:
     """Where it says which tensors of the document ``path`` each rank has a part of."""
     return f"{path}.sharded"
+
+
+def has_parts(documents: Collection[str]) -> bool:
+    """Whether an entry with ``documents`` holds tensors of which each rank saved a part."""
+    return any(sharded_path(path) in documents for path in documents)
 
 
 def part_path(rank: int) -> str:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from trainkit.checkpoint.adapters.torch.tensors import DTYPES
 from trainkit.checkpoint.adapters.values import decode, from_json_bytes
-from trainkit.checkpoint.format.layout import sharded_path, tensor_files
+from trainkit.checkpoint.format.layout import has_parts, tensor_files
 from trainkit.checkpoint.format.tensors import TensorSource, header_length, places
 from trainkit.checkpoint.interop.dcp.foreign import insert, with_lists
 from trainkit.checkpoint.interop.dcp.identifiers import identify
@@ -102,7 +102,7 @@ def _of_manager(opened: Opened, reader: RangeReader) -> dict[str, Any]:
     state: dict[str, Any] = {}
     modules = [name for name, entry in entries.items() if entry.kind == "module"]
     for name, entry in entries.items():
-        if any(sharded_path(path) in entry.documents for path in entry.documents):
+        if has_parts(entry.documents):
             raise UsageError(
                 f"{opened.named}: {name} was saved in parts by each rank, which is not exported "
                 f"yet. Restore it, also into a model that is not sharded, and save that."
