@@ -139,7 +139,7 @@ class Group:
 
     def resume(self, rank):
         """Continue what stopped itself: the rank, or the process that writes for it."""
-        for pid in self.members[rank].heard("stopped"):
+        for pid in (*self.members[rank].heard("stopped"), self.members[rank].pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 

@@ -24,7 +24,13 @@ SAMPLES_PER_STEP = 8
 """How many samples each step consumes; `Position` holds a hash over all of them, in order."""
 
 QUICK = CheckpointOptions(
-    background=False, timeout=60.0, attempts=1, pause=0.001, visible_within=5.0
+    background=False,
+    timeout=60.0,
+    attempts=1,
+    pause=0.001,
+    visible_within=5.0,
+    lease=1.0,
+    renewal=0.3,
 )
 
 

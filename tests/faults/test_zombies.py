@@ -1,6 +1,8 @@
 """T8: a process of an older generation goes on writing after a restart."""
 
 import dataclasses
+import os
+import signal
 
 import pytest
 
@@ -54,6 +56,7 @@ def _trial(oracle, victim, number, deed, mode, unfenced):
         # The launcher of the old pod has ended the other ranks, or its node is cut off.
         if oracle.world > 1:
             group.kill(*(rank for rank in range(oracle.world) if rank != victim))
+        os.kill(group.members[victim].pid, signal.SIGSTOP)  # where it is its writer that sleeps
         wrong = oracle.violations()
         was_committed = oracle.restored == token
         saved = _successor(oracle, deed)
@@ -94,7 +97,8 @@ def _successor(oracle, deed):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("world", "victim"), [(1, 0), (2, 1)])
 def test_zombies(tally, scale, world, victim, mode):
-    stride = 3 if scale == 1 and world == 1 else 1
+    stride = 1 if scale > 1 else 6 if world == 1 else 4
+    shards = 6  # most of a trial is the wait for the end of a lease
     report = serve(
         zombies,
         world,
@@ -102,12 +106,12 @@ def test_zombies(tally, scale, world, victim, mode):
         mode,
         False,
         stride,
-        shards=6 if world > 1 else 2,
+        shards=shards,
         timeout=280 * scale,
     )
     tally("T8 a zombie goes on", report)
     report.check()
-    assert report.count > 20
+    assert report.count > 5
 
 
 def test_control():
