@@ -65,7 +65,8 @@ class Watch:
             self.seen.append(f"{event}{args!r}"[:200])
         elif event in _TOUCHES and args and isinstance(args[0], str | bytes | os.PathLike):
             path = os.path.realpath(os.fsdecode(args[0]))
-            if not path.startswith(self.root) and not path.startswith("/proc/self/"):
+            # A lease tells by /proc whether its holder lives.
+            if not path.startswith((self.root, "/proc/")):
                 self.seen.append(f"{event} {path}")
 
     def look(self, root):
@@ -74,13 +75,14 @@ class Watch:
         self.root, self.seen, self.on = os.path.realpath(root), [], True
         for step in (None, 2):
             state = empty_state(SIZE)
+            manager = CheckpointManager(root, state, keep=1000, options=QUICK)
             try:
-                manager = CheckpointManager(root, state, keep=1000, options=QUICK)
                 _ = manager.restore_latest() if step is None else manager.restore(step)
             except TrainkitError as error:
                 errors.append(type(error).__name__)
             except Exception as error:
                 wrong.append(f"raises {error!r}"[:300])
+            manager.close()  # or its lease would be given back while the next root is watched
         self.on = False
         return wrong + [f"it does {what}" for what in self.seen], errors
 
