@@ -134,7 +134,7 @@ def test_a_commit_that_was_cut_off_is_no_commit(tmp_path):
 def test_a_commit_that_was_cut_off_does_not_hide_an_older_one_of_its_step(tmp_path):
     fill(tmp_path)
     again = CheckpointManager(tmp_path, state(3))
-    again.save(2)
+    again.save(2, blocking=True)
     (manifest,) = tmp_path.glob("step-0000000002.g03-*/MANIFEST.json")
     fill(tmp_path / "other")
     shutil.copytree(step_folder(tmp_path / "other", 2), tmp_path / "step-0000000002.g02-0000")

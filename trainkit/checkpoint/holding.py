@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from trainkit.checkpoint.agreement import on_all_ranks
 from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.checksums import digest
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.generation import (
     Claim,
@@ -25,6 +26,8 @@ class Hold:
 
     generation: int
     lease: Lease | None
+    name: str
+    """The same on all ranks, and of no other hold: for keys in a store that others use, too."""
 
     def release(self) -> None:
         """Leave the root to other runs; any number of times."""
@@ -78,4 +81,5 @@ def hold_together(storage: Storage, communicator: Communicator, options: Checkpo
         for lease in leases:
             lease.release()
         raise
-    return Hold(taken.generation, leases[0] if leases else None)
+    name = f"{taken.generation}-{digest(taken.content)}"
+    return Hold(taken.generation, leases[0] if leases else None, name)

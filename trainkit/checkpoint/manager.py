@@ -21,7 +21,7 @@ from trainkit.checkpoint.retention import RetentionPolicy, as_policy
 from trainkit.checkpoint.save.retention import Retention
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
-from trainkit.coordination import Communicator
+from trainkit.coordination import Communicator, PrefixedStore
 from trainkit.errors import ExitCode, InputMissingError, Preempted, TrainkitError, UsageError
 from trainkit.storage import Storage, open_storage
 
@@ -103,6 +103,8 @@ class CheckpointManager:
                 self._communicator,
                 self._options,
                 generation,
+                # A run may have several managers, and their generations are often the same.
+                PrefixedStore(f"checkpoint/{self._hold.name}", self._communicator.store),
                 Retention(self._storage, policy, generation=generation),
             )
             # At exit too: what was being saved when a script ends is still committed.

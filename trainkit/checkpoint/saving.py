@@ -12,7 +12,7 @@ import trainkit
 from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.adapters.state import capture_rank, capture_shared
 from trainkit.checkpoint.failure import Failure
-from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.format.layout import StepFolder, has_parts
 from trainkit.checkpoint.format.manifest import Entry
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.division import divide
@@ -20,7 +20,7 @@ from trainkit.checkpoint.save.files import FileImage, Layouts
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.retention import Retention, remove_step
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
-from trainkit.coordination import Communicator, PrefixedStore
+from trainkit.coordination import Communicator, Store
 from trainkit.errors import DeadlineError, TrainkitError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
@@ -67,6 +67,7 @@ class Saver:
         communicator: Communicator,
         options: CheckpointOptions,
         generation: int,
+        store: Store,
         retention: Retention,
     ) -> None:
         """Start a process that writes, where there is to be one.
@@ -77,6 +78,7 @@ class Saver:
             communicator: of the ranks that save together.
             options: time limits, and whether to write beside training.
             generation: claimed from the root.
+            store: for messages among these ranks about saves to this root.
             retention: removes old checkpoints after a commit.
         """
         self._storage = storage
@@ -91,7 +93,7 @@ class Saver:
         self._flight: _Flight | None = None
         self.committed: StepFolder | None = None
         """The last save that was settled and had been committed."""
-        self._store = PrefixedStore(f"checkpoint/{generation}", communicator.store)
+        self._store = store
         self.background = options.background and storage.reopenable
         """Whether saves are written beside training."""
         self._writer: Writer = Background(storage) if self.background else Foreground(storage)
@@ -231,7 +233,8 @@ class Saver:
             documents += described
         division = divide(documents, rank, world_size, self._layouts)
         # By itself, so that it is not counted as one that is the same on all ranks.
-        own = divide([capture_rank(self._state, rank)], 0, 1, self._layouts)
+        sharded = [name for name, entry in entries.items() if has_parts(entry.documents)]
+        own = divide([capture_rank(self._state, rank, sharded)], 0, 1, self._layouts)
         return entries, division.images + own.images, division.checksum
 
     def _warm(self) -> None:

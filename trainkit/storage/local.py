@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,16 +58,15 @@ class LocalStorage:
         final = {self._local(path): data for path, data in files.items()}
         folders = sorted({path.parent for path in final})
         with _telling(self._root):
-            for folder in folders:
-                self._make(folder)
+            changed = {parent for folder in folders for parent in self._make(folder)}
             write_files(final)
-            flush_folders(folders)
+            flush_folders(sorted({*folders, *changed}))
 
     def read(self, path: str) -> bytes:
         """See ``Storage.read``."""
-        local = self._local(path)
-        with _telling(local):
-            return local.read_bytes()
+        local = self._text(path)
+        with _telling(local), open(local, "rb") as file:
+            return file.read()
 
     def read_into(self, path: str, buffer: memoryview, offset: int = 0) -> int:
         """See ``Storage.read_into``."""
@@ -95,18 +95,20 @@ class LocalStorage:
 
     def size(self, path: str) -> int | None:
         """See ``Storage.size``."""
-        local = self._local(path)
+        local = self._text(path)
         with _telling(local):
             try:
-                return local.stat().st_size if local.is_file() else None
-            except FileNotFoundError:
+                found = os.stat(local)
+            except (FileNotFoundError, NotADirectoryError):
                 return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def make_folder(self, path: str = "") -> None:
         """See ``Storage.make_folder``."""
         folder = self._local(path)
         with _telling(folder):
-            self._make(folder)
+            for changed in self._make(folder):
+                flush_folder(changed)
 
     def delete(self, path: str) -> None:
         """See ``Storage.delete``."""
@@ -118,17 +120,19 @@ class LocalStorage:
                 local.unlink()
             flush_folder(local.parent)
 
-    def _make(self, folder: Path) -> None:
+    def _make(self, folder: Path) -> list[Path]:
+        """Make a folder and those above it; which folders have to be flushed for that, in order."""
         missing: list[Path] = []
         while not folder.is_dir():
             missing.append(folder)
             folder = folder.parent
-        for new in reversed(missing):
+        missing.reverse()
+        for new in missing:
             # Another rank may have been faster, which a network file system may hide from a
             # second look.
             with contextlib.suppress(FileExistsError):
                 new.mkdir()
-            flush_folder(new.parent)
+        return [new.parent for new in missing]
 
     def _publish(self, temporary: Path, final: Path, data: Bytes) -> None:
         try:
@@ -145,6 +149,10 @@ class LocalStorage:
 
     def _local(self, path: str) -> Path:
         return self._root.joinpath(*parts_of(path, self.url))
+
+    def _text(self, path: str) -> str:
+        # For what is called once for each of thousands of ranks, where a Path takes its time.
+        return "/".join((self.url, *parts_of(path, self.url)))
 
 
 def _walk(folder: str, before: str) -> Iterator[tuple[str, ObjectInfo]]:
@@ -174,7 +182,7 @@ def _remove_tree(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _telling(path: Path | str) -> Iterator[None]:
     """Name the path in errors, and raise refusals and absences as trainkit's own."""
     try:
         yield

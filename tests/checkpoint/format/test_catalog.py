@@ -83,7 +83,7 @@ def test_a_file_is_refused(tmp_path, box):
 def test_what_a_new_volume_holds_is_borne(tmp_path, box):
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "tensorboard").mkdir()
-    CheckpointManager(tmp_path, {"box": box(1)}).save(1)
+    CheckpointManager(tmp_path, {"box": box(1)}).save(1, blocking=True)
     assert CheckpointManager(tmp_path, {"box": box()}).restore_latest() == 1
 
 

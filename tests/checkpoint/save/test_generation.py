@@ -23,7 +23,9 @@ def test_each_claim_is_another_one(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(numbers) == list(range(1, 31))
+    # A slow one may find its number forgotten already, and takes another.
+    assert len(set(numbers)) == 30
+    assert min(numbers) >= 1
 
 
 def test_old_claims_are_forgotten_but_never_the_newest(tmp_path):

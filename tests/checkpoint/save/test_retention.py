@@ -253,7 +253,7 @@ def test_a_save_reads_the_manifests_that_are_new_alone(tmp_path):
     commit(storage, StepFolder(108, 1, 108), None)
     storage.calls.clear()
     assert [r.folder.step for r in retention.apply()] == [107]
-    assert storage.calls == {"names": 3, "read": 1 + 3, "size": 1 + 3, "delete": 3}
+    assert storage.calls == {"names": 3, "read": 1 + 3, "size": 1, "tree": 3, "delete": 3}
 
 
 def commit(storage, folder, loss):
@@ -282,7 +282,7 @@ class Counting(LocalStorage):
         self.calls = Counter()
 
 
-for _name in ("names", "read", "size", "delete"):
+for _name in ("names", "tree", "read", "size", "delete"):
 
     def _counted(self, *args, _name=_name):
         self.calls[_name] += 1

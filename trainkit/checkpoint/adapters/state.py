@@ -69,11 +69,17 @@ def capture_shared(state: Mapping[str, Any]) -> Iterator[tuple[str, Entry, list[
         yield name, Entry(adapter.kind, tuple(d.path for d in documents)), documents
 
 
-def capture_rank(state: Mapping[str, Any], rank: int) -> Document:
-    """What only this rank has: ``PerRank`` entries, random generators, parts of sharded tensors."""
+def capture_rank(state: Mapping[str, Any], rank: int, sharded: Iterable[str]) -> Document:
+    """What only this rank has: ``PerRank`` entries, random generators, parts of sharded tensors.
+
+    Args:
+        state: of the run.
+        rank: of this process.
+        sharded: names of entries that have such tensors, as ``capture_shared`` found them.
+    """
     entries = {n: state_of(v.value) for n, v in state.items() if isinstance(v, PerRank)}
     value = {"entries": entries, "random": rng.capture()}
-    parts = {n: _own_parts(n, state) for n, v in state.items() if not isinstance(v, PerRank)}
+    parts = {name: _own_parts(name, state) for name in sharded}
     if any(parts.values()):
         value["parts"] = {name: own for name, own in parts.items() if own}
     return Document.of(rank_state_path(rank), f"rank {rank}", value)

@@ -39,7 +39,7 @@ _ALIGNMENT = 64
 _MAX_HEADER = 100_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: thousands are made in each save, which that makes slower
 class TensorSource:
     """A tensor to be written; ``load`` is called when its turn comes, so that only one tensor
     at a time is copied from a device. It returns contiguous little-endian bytes."""

@@ -52,7 +52,7 @@ class Retention:
 
     What a save costs: three listings (root, marks, pins), and the manifest of each checkpoint
     that this process has not read before, which is the new one. Only where something is to go,
-    the newest three that stay are looked at again, by one read and a size a file; then a removal
+    the newest three that stay are looked at again, by one read and one listing each; then a removal
     takes three requests and those of its files. The first save of a process reads all manifests.
     """
 

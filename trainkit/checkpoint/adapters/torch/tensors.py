@@ -51,10 +51,11 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
         UsageError: a layout or an element type that has no place in safetensors.
     """
     kind = type(tensor).__name__
-    if tensor.layout != torch.strided or tensor.is_quantized or kind == "DTensor":
+    if tensor.layout is not torch.strided or tensor.is_quantized or kind == "DTensor":
         shown = kind if kind == "DTensor" else f"{tensor.layout} tensor"
         raise UsageError(f"{where} is a {shown}; only plain dense tensors can be saved yet")
-    if tensor.is_meta or tensor.dtype not in DTYPES:
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None or tensor.is_meta:
         raise UsageError(
             f"{where} is a tensor of {tensor.dtype} on {tensor.device}, which a checkpoint "
             f"cannot hold. Element types that it holds: {', '.join(map(str, DTYPES))}."
@@ -66,7 +67,7 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
         flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         return flat.view(torch.uint8).numpy().data
 
-    return TensorSource(DTYPES[tensor.dtype], tuple(tensor.shape), load, tensor)
+    return TensorSource(dtype, tuple(tensor.shape), load, tensor)
 
 
 def restored(stored: StoredTensor) -> torch.Tensor:

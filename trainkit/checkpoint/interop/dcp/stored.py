@@ -25,7 +25,7 @@ from trainkit.storage import Bytes
 __all__ = ["read_state"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Unread(TensorSource):
     """A tensor in a file; numpy's arrays are decoded at once and ask for ``data``."""
 
