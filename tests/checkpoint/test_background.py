@@ -155,7 +155,8 @@ def test_a_failure_surfaces_at_the_next_step(tmp_path):
         return None
 
     error = wait_until(steps, what="the error", deadline=Deadline(60))
-    assert str(error) == f"[Errno 17] File exists: '{root}'"
+    assert "Not a directory" in str(error)
+    assert str(root) in str(error)
     root.unlink()
     (tmp_path / "away").rename(root)
     manager.save(3, blocking=True)  # the error was told once, and is over

@@ -20,7 +20,9 @@ def state(value):
 
 def fill(folder, steps=(1, 2), **options):
     for step in steps:
-        CheckpointManager(folder, state(step), **options).save(step)
+        manager = CheckpointManager(folder, state(step), **options)
+        manager.save(step)
+        manager.close()  # nothing is written any more to a folder that is copied
 
 
 def step_folder(root, step):
