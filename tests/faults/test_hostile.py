@@ -268,6 +268,7 @@ def links(share):
     return report
 
 
+@pytest.mark.slow  # more than a minute
 def test_forged_checkpoints(tally):
     report = serve(forged, "nothing")
     tally("T15 forged checkpoints", report)
