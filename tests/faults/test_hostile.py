@@ -9,6 +9,7 @@ import shutil
 import struct
 import sys
 
+import pytest
 import xxhash
 
 from tests.faults import broken
