@@ -1,6 +1,7 @@
 """T3: power is lost at any moment, and with it whatever was not flushed."""
 
 import itertools
+import math
 import threading
 
 import pytest
@@ -68,9 +69,11 @@ def live(log, saves, mode, communicator):
     manager.close()
 
 
-def judge(share, effects, world, crashes, report, kind, seen):
-    """Look at each state that is not among those ``seen``."""
+def judge(share, effects, world, crashes, report, kind, seen, enough):
+    """Look at each state that is not among those ``seen``, until ``enough`` are violations."""
     for crash in crashes:
+        if len(report.violations) >= enough:
+            return
         tree = tree_after(effects, crash)
         notes = [e.note for e in effects[: crash.prefix] if e.kind == "note"]
         key = (fingerprint(tree), len(notes))
@@ -87,19 +90,21 @@ def judge(share, effects, world, crashes, report, kind, seen):
 
 def trials(share, storage, refuse_links, world, mode, scale):
     """All prefixes, then single changes lost, then any of them and torn writes."""
-    report, seen = Report(), set()
+    report, seen, enough = Report(), set(), math.inf if storage is None else 1
     storage = storage and getattr(broken, storage)
     effects = recorded(
         share.folder / "top", storage, refuse_links=refuse_links, world=world, mode=mode
     )
-    judge(share, effects, world, share.of(prefix_crashes(effects)), report, "prefixes", seen)
+    judge(
+        share, effects, world, share.of(prefix_crashes(effects)), report, "prefixes", seen, enough
+    )
     singles = list(single_crashes(effects))
     chosen = share.of(singles[:: max(1, len(singles) // (SINGLES * scale))])
-    judge(share, effects, world, chosen, report, "single changes", seen)
+    judge(share, effects, world, chosen, report, "single changes", seen, enough)
     crashes = itertools.islice(
         random_crashes(effects, seed=share.number), SAMPLES * scale // share.shards
     )
-    judge(share, effects, world, crashes, report, "samples", seen)
+    judge(share, effects, world, crashes, report, "samples", seen, enough)
     return report
 
 

@@ -67,6 +67,7 @@ def test_another_format_is_not_damage():
         {"entries": {"model": {"kind": "module", "documents": ["../up"]}}},
         {"files": []},
         {"entries": {"model": 3}},
+        {"entries": {"model": {"kind": "module", "documents": "model"}}},
         {"step": "many"},
     ],
 )

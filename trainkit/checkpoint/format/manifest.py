@@ -207,9 +207,15 @@ def _entries_json(entries: Mapping[str, Entry]) -> dict[str, Any]:
 
 def _entries_from(value: Mapping[str, Any]) -> dict[str, Entry]:
     return {
-        str(name): Entry(str(entry["kind"]), tuple(_safe(path) for path in entry["documents"]))
+        str(name): Entry(str(entry["kind"]), _documents_from(entry["documents"]))
         for name, entry in value.items()
     }
+
+
+def _documents_from(value: Any) -> tuple[str, ...]:
+    if type(value) is not list:  # each letter of a text would pass for a path
+        raise ValueError(f"documents that are a {type(value).__name__}")
+    return tuple(_safe(path) for path in value)
 
 
 def _safe(path: str) -> str:

@@ -104,7 +104,8 @@ class StepReader:
     def _sharded(self, name: str) -> list[str]:
         """Documents of an entry that describe sharded tensors."""
         documents = self.manifest.entries[name].documents
-        return [path for path in map(sharded_path, documents) if path in documents]
+        there = set(documents)
+        return [path for path in map(sharded_path, documents) if path in there]
 
     def _parts(self) -> dict[str, dict[str, list[Any]]]:
         # All of each: which parts this rank needs is known only when they are put together.
