@@ -5,12 +5,14 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.checkpoint.saving import Saver
 from trainkit.errors import EnvironmentFaultError
 from trainkit.storage import LocalStorage
 
@@ -190,6 +192,39 @@ def test_one_rank_that_cannot_write_fails_the_save_of_all(
         assert (f"rank {failing} failed" in text) is (number != failing)
         assert steps == [1, 3]
     assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+def test_an_error_after_a_rank_was_seen_to_be_done_is_no_error_of_a_save_that_is_committed(
+    tmp_path, box, on_ranks, quick, monkeypatch, caplog
+):
+    """Rank 1's last flush fails, of a part that rank 0 has read already: all say the same."""
+    create, own_end, told = LocalStorage.create, Saver._own_end, threading.Event()
+
+    def late(self, path, data):
+        if path.endswith("MANIFEST.json"):
+            assert told.wait(60)
+        create(self, path, data)
+        if path.endswith("ranks/rank00001.json"):
+            raise OSError(errno.EIO, "Input/output error", path)
+
+    def ended(self, flight, failure):
+        own_end(self, flight, failure)
+        if failure is not None:
+            told.set()
+
+    monkeypatch.setattr(LocalStorage, "create", late)
+    monkeypatch.setattr(Saver, "_own_end", ended)
+
+    def rank(communicator):
+        manager = CheckpointManager(
+            tmp_path, {"box": box(1)}, communicator=communicator, options=quick
+        )
+        manager.save(1)
+        manager.close()
+        return manager.last_saved_step
+
+    assert on_ranks(2, rank) == [1, 1]
+    assert "rank 1: OSError: " in caplog.text
 
 
 @pytest.mark.parametrize("background", [True, False])

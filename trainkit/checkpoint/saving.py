@@ -186,9 +186,16 @@ class Saver:
         self._flight = None
         if flight.error is not None:
             raise flight.error
-        failure = flight.failure or outcome
-        if failure is not None:
-            raise failure.as_error(self._communicator.rank)
+        if outcome is not None:
+            raise (flight.failure or outcome).as_error(self._communicator.rank)
+        if flight.failure is not None:
+            # Rank 0 had read this rank's part by then, so the others count the save as done.
+            log.warning(
+                "rank %d: %s. Step %d is committed all the same.",
+                flight.failure.rank,
+                flight.failure.text,
+                flight.folder.step,
+            )
         self.committed = flight.folder
         if lead:
             self._tell_people(flight)
