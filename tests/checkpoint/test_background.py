@@ -104,7 +104,7 @@ def test_a_writer_that_dies_between_saves_is_started_again(run, tmp_path):
     assert restored(tmp_path) == 2
 
 
-def test_a_writer_that_dies_again_and_again_is_an_error_of_that_save_alone(run, tmp_path):
+def test_a_writer_that_dies_again_and_again_is_an_error_of_that_save_alone(run, tmp_path):  # B057
     it, manager = run
     os.kill(the_writer(), signal.SIGSTOP)
     manager.save(2)
@@ -235,7 +235,7 @@ def start(root, what):
     )
 
 
-def test_a_script_that_ends_after_save_has_saved(tmp_path):
+def test_a_script_that_ends_after_save_has_saved(tmp_path):  # B059
     with start(tmp_path, "end") as script:
         out, err = script.communicate(timeout=120)
     assert script.returncode == 0, err

@@ -29,7 +29,7 @@ while True:
 """
 
 
-def test_the_newest_committed_step_survives_any_kill(tmp_path):
+def test_the_newest_committed_step_survives_any_kill(tmp_path):  # B040
     rng = random.Random(7)
     acknowledged = 0
     for _ in range(ROUNDS):

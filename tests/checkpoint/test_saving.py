@@ -135,7 +135,7 @@ def test_an_error_at_every_operation(tmp_path, monkeypatch, number):
     assert found == {number}
 
 
-def test_an_error_that_passes_is_tried_again(tmp_path, monkeypatch, caplog):
+def test_an_error_that_passes_is_tried_again(tmp_path, monkeypatch, caplog):  # B053
     options = CheckpointOptions(attempts=3, pause=0.01)
     storage = FailingStorage(tmp_path, 5, OSError(errno.EIO, "Input/output error"))
     assert save_with(storage, monkeypatch, 2, options=options).last_saved_step == 2

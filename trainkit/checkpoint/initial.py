@@ -22,7 +22,7 @@ from trainkit.errors import (
     InputMissingError,
     UsageError,
 )
-from trainkit.storage import open_storage
+from trainkit.storage import open_storage, refuse_credentials
 
 __all__ = ["load_weights"]
 
@@ -67,6 +67,7 @@ def load_weights(
         EnvironmentFaultError: it does not fit; the message names the first difference, and
             nothing was changed.
     """
+    refuse_credentials(url)
     weights = weights_of(state)
     if not weights:
         raise UsageError(

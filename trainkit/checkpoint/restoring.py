@@ -136,6 +136,8 @@ class Restorer:
         if root.set_aside:
             names = ", ".join(sorted(folder.name for folder in root.set_aside))
             log.warning("skipped, since they were found damaged before: %s", names)
+        if root.gone:
+            log.warning("pinned, and not there any more: %s", ", ".join(root.gone))
 
     def _tell_of_other_world(self, saved_world: int) -> None:
         if self.communicator.rank != 0:

@@ -218,8 +218,15 @@ class Saver:
         flight = self._flight
         try:
             if flight is not None and not flight.ended:
-                log.info("waiting until step %d is saved", flight.folder.step)
-                limit, ended, failure = Deadline(seconds), False, None
+                ended, failure = self._writer.poll(0.0)
+                if not ended:
+                    # A warning: a script without any set-up of logging shows nothing less.
+                    log.warning(
+                        "waiting until step %d is saved, for %.0f s at most",
+                        flight.folder.step,
+                        seconds,
+                    )
+                limit = Deadline(seconds)
                 while not ended and not limit.passed:
                     ended, failure = self._writer.poll(limit.left)
                 if not ended or failure is not None:

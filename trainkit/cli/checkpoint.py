@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from trainkit.cli.entry import HelpFormatter, command_list, dispatch
 from trainkit.errors import RetryableError, TrainkitError
+from trainkit.storage import refuse_credentials
 
 __all__ = ["COMMANDS", "main"]
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of entries are any text
+    for argument in argv:  # before one is shown, in whatever place it stands
+        refuse_credentials(argument)
     try:
         return int(dispatch(argv, COMMANDS, _parser))
     except (TrainkitError, BrokenPipeError):

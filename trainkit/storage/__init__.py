@@ -1,8 +1,17 @@
 """One interface over the places where checkpoints and data lie."""
 
 from trainkit.storage.base import Bytes, ObjectInfo, Storage
+from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.local import LocalStorage
 from trainkit.storage.objects import ObjectStorage
 from trainkit.storage.opening import open_storage
 
-__all__ = ["Bytes", "LocalStorage", "ObjectInfo", "ObjectStorage", "Storage", "open_storage"]
+__all__ = [
+    "Bytes",
+    "LocalStorage",
+    "ObjectInfo",
+    "ObjectStorage",
+    "Storage",
+    "open_storage",
+    "refuse_credentials",
+]

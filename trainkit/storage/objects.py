@@ -19,6 +19,7 @@ from trainkit.errors import (
     UsageError,
 )
 from trainkit.storage.base import Bytes, ObjectInfo, parts_of
+from trainkit.storage.credentials import has_secret, refuse_credentials, without_secrets
 
 __all__ = ["ObjectStorage"]
 
@@ -195,9 +196,10 @@ class ObjectStorage:
         except (TrainkitError, FileExistsError, *_BUGS):
             raise
         except FileNotFoundError as error:
-            raise InputMissingError(errno.ENOENT, "no such object or bucket", where) from error
+            text = "no such object or bucket"
+            raise InputMissingError(errno.ENOENT, text, where) from _shown(error)
         except PermissionError as error:
-            raise NoPermissionError(errno.EACCES, _text(error), where) from error
+            raise NoPermissionError(errno.EACCES, _text(error), where) from _shown(error)
         except Exception as error:
             # The stores' libraries have trees of errors of their own.
             if type(error).__name__ in _NO_CREDENTIALS:
@@ -205,18 +207,19 @@ class ObjectStorage:
                     errno.EACCES,
                     f"{_text(error)}: give credentials as the store's own tools find them",
                     where,
-                ) from error
+                ) from _shown(error)
             number = getattr(error, "errno", None) or errno.EIO
-            raise OSError(number, _text(error), where) from error
+            raise OSError(number, _text(error), where) from _shown(error)
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if "@" in parts.netloc and parts.scheme not in ("abfs", "abfss"):
+    refuse_credentials(url)
+    if "::" in url:
         raise UsageError(
-            f"a {parts.scheme}:// URL with credentials in it: they would be in every log. Give "
-            f"them in the environment, as the store's own tools find them."
+            f"{url}: a chain of file systems, whose copies other ranks do not see; expected one, "
+            f"such as s3://bucket/folder"
         )
+    parts = urlsplit(url)
     if not (parts.netloc or parts.scheme == "memory"):
         raise UsageError(f"{url}: no bucket; expected {parts.scheme}://bucket/folder")
 
@@ -267,4 +270,13 @@ def _modified(info: Mapping[str, Any]) -> float | None:
 def _text(error: BaseException) -> str:
     number = getattr(error, "errno", None)
     text = getattr(error, "strerror", None) or str(error) or (os.strerror(number) if number else "")
-    return text or type(error).__name__
+    return without_secrets(text or type(error).__name__)
+
+
+def _shown(error: BaseException) -> BaseException | None:
+    """The error as a cause that tracebacks may show; None where a secret is in it.
+
+    The address of a server or a proxy may have a password in it, and a token may be in that of an
+    object.
+    """
+    return None if has_secret(error) else error

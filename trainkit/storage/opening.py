@@ -5,6 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainkit.errors import UsageError
 from trainkit.storage.base import Storage
+from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.local import LocalStorage
 from trainkit.storage.objects import ObjectStorage
 
@@ -27,6 +28,7 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     text = os.fspath(url)
     if not text.strip():
         raise UsageError("an empty checkpoint URL; expected a local path or file:///path")
+    refuse_credentials(text)
     if "://" not in text:
         return LocalStorage(text)
     parts = urlsplit(text)

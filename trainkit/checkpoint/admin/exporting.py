@@ -17,7 +17,7 @@ from trainkit.checkpoint.format.layout import StepFolder, has_parts
 from trainkit.checkpoint.format.manifest import Entry, Manifest
 from trainkit.checkpoint.load.reader import StepReader
 from trainkit.errors import CheckpointDamagedError, InputMissingError, UsageError
-from trainkit.storage import Bytes, LocalStorage, Storage
+from trainkit.storage import Bytes, LocalStorage, Storage, refuse_credentials
 
 __all__ = ["FORMATS", "export"]
 
@@ -78,6 +78,7 @@ def export(
 
 
 def _target(target: str | os.PathLike[str]) -> Path:
+    refuse_credentials(target)
     text = os.fspath(target)
     if "://" in text or not text.strip():
         raise UsageError(f"{text!r}: expected a local folder to export to")

@@ -2,11 +2,12 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainkit.checkpoint.format.layout import MANIFEST, QUARANTINE, StepFolder
+from trainkit.checkpoint.format.layout import MANIFEST, PINS, QUARANTINE, StepFolder
 from trainkit.checkpoint.format.manifest import Manifest
+from trainkit.checkpoint.format.pins import pinned
 from trainkit.errors import (
     CheckpointDamagedError,
     EnvironmentFaultError,
@@ -53,14 +54,18 @@ class Root:
     """With a manifest, and in quarantine."""
     uncommitted: list[StepFolder]
     """Without one: saves under way, or cut off."""
+    gone: list[str]
+    """Names of folders that were pinned, and are not there."""
 
 
 def look(storage: Storage) -> Root:
-    """Look at a root: one listing or two, and one request a folder or one more listing.
+    """Look at a root: up to three listings, and one request a folder or one more listing.
 
     Where there are many folders, one listing of everything takes fewer requests.
     """
-    folders, marks = _folders_and_marks(storage)
+    names = storage.names()
+    folders, marks = _folders_and_marks(storage, names)
+    pins = pinned(storage) if PINS in names else frozenset()
     if len(folders) <= _FEW:
         whole = {folder for folder in folders if _has_manifest(storage, folder)}
     else:
@@ -70,6 +75,7 @@ def look(storage: Storage) -> Root:
         committed=[f for f in folders if f in whole and f.name not in marks],
         set_aside=[f for f in folders if f in whole and f.name in marks],
         uncommitted=[f for f in folders if f not in whole],
+        gone=sorted(pins.difference(names)),
     )
 
 
@@ -98,7 +104,7 @@ def valid(storage: Storage) -> Iterator[tuple[StepFolder, Manifest]]:
     """
     seen = set()
     everything: dict[str, dict[str, ObjectInfo]] | None = None
-    folders, marks = _folders_and_marks(storage)
+    folders, marks = _folders_and_marks(storage, storage.names())
     for number, folder in enumerate(folder for folder in folders if folder.name not in marks):
         if folder.step in seen:
             continue
@@ -219,9 +225,10 @@ def refuse_foreign(storage: Storage) -> None:
         )
 
 
-def _folders_and_marks(storage: Storage) -> tuple[list[StepFolder], frozenset[str]]:
+def _folders_and_marks(
+    storage: Storage, names: Sequence[str]
+) -> tuple[list[StepFolder], frozenset[str]]:
     """All folders of steps, newest first, and the names of those in quarantine."""
-    names = storage.names()
     marks = storage.names(QUARANTINE) if QUARANTINE in names else ()
     return _parsed(names), frozenset(marks)
 

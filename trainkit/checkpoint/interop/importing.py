@@ -14,7 +14,7 @@ from trainkit.checkpoint.interop.files import FileWriter
 from trainkit.checkpoint.load.safetensors_files import is_folder_of_tensors
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.errors import DataError, DependencyError, InputMissingError, UsageError
-from trainkit.storage import open_storage
+from trainkit.storage import open_storage, refuse_credentials
 
 __all__ = ["import_checkpoint"]
 
@@ -54,6 +54,8 @@ def import_checkpoint(
         UsageError: something in it has no place in a checkpoint.
         EnvironmentFaultError: ``url`` is another kind of folder, or a run saves to it.
     """
+    refuse_credentials(source)
+    refuse_credentials(url)
     text = os.fspath(source).rstrip("/")
     check_entry_name(name)
     entries = list(_entries(_read(text), name))

@@ -38,13 +38,13 @@ def carry_out(storage: Storage, job: Job, put: Put, check: Callable[[], None]) -
         TrainkitError: what ``commit`` raises.
     """
     deadline = Deadline(job.timeout)
-    if not _has(storage, job, part_path(job.rank)):
+    if not _patiently(job, lambda: _has(storage, job, part_path(job.rank))):
         files = _patiently(job, put)
         part = Part(job.rank, files, job.entries, job.division).to_bytes()
         path = f"{job.folder.name}/{part_path(job.rank)}"
-        storage.make_folder(path.rpartition("/")[0])
+        _patiently(job, lambda: storage.make_folder(path.rpartition("/")[0]))
         _patiently(job, lambda: create_once(storage, path, part))
-    if job.rank == 0 and not _has(storage, job, MANIFEST):
+    if job.rank == 0 and not _patiently(job, lambda: _has(storage, job, MANIFEST)):
         _patiently(job, lambda: commit(storage, job, deadline, check))
 
 
@@ -87,7 +87,12 @@ def _patiently(job: Job, action: Callable[[], T]) -> T:
                 raise
             pause = job.pause * 2**number
             log.warning(
-                "saving step %d failed (%s); trying again in %.0f s", job.folder.step, error, pause
+                "saving step %d failed (%s); trying again in %.0f s (attempt %d of %d)",
+                job.folder.step,
+                error,
+                pause,
+                number + 2,
+                job.attempts,
             )
             time.sleep(pause)
     return action()

@@ -17,6 +17,7 @@ from trainkit.checkpoint.adapters.torch.tensors import BY_NAME, restored
 from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
 from trainkit.checkpoint.interop.dcp.stored import read_state
 from trainkit.errors import UsageError
+from trainkit.storage import refuse_credentials
 
 __all__ = ["export_dcp", "export_torch"]
 
@@ -123,6 +124,9 @@ def _tensor(source: TensorSource) -> torch.Tensor:
 
 
 def _free(target: str | os.PathLike[str]) -> Path:
+    refuse_credentials(target)
+    if "://" in os.fspath(target):
+        raise UsageError(f"{os.fspath(target)!r}: expected a local path to export to")
     final = Path(os.path.abspath(target))
     if final.exists():
         raise UsageError(f"{final} exists; expected a path where nothing is yet")

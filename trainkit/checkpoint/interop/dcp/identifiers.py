@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.errors import UsageError
+from trainkit.storage import refuse_credentials
 
 __all__ = ["Identified", "identify"]
 
@@ -35,8 +36,12 @@ def identify(
             is the path of a step folder.
 
     Raises:
-        UsageError: no root can be told, or ``checkpoint_id`` names no step.
+        UsageError: no root can be told, ``checkpoint_id`` names no step, or there are credentials
+            in one of them.
     """
+    for given in (url, checkpoint_id):
+        if given is not None:
+            refuse_credentials(given)
     if checkpoint_id is None:
         if url is None:
             raise UsageError(

@@ -1,0 +1,54 @@
+"""Credentials in URLs: refused where they are given, left out where an error shows them."""
+
+import pytest
+
+from trainkit.storage.credentials import has_secret, without_secrets
+from trainkit.storage.objects import ObjectStorage
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            'Could not connect to the endpoint URL: "http://me:pass/word@host:80/a?b=c"',
+            'Could not connect to the endpoint URL: "http://…@host:80/a?b=c"',
+        ),
+        (
+            "403, url='https://x.blob.core.windows.net/c/run?sv=2026&sig=abc%2F&se=1'",
+            "403, url='https://x.blob.core.windows.net/c/run?sv=2026&sig=…&se=1'",
+        ),
+        (
+            "GET https://h/x?X-Amz-Credential=AKID&X-Amz-Signature=abc&X-Amz-Security-Token=def",
+            "GET https://h/x?X-Amz-Credential=…&X-Amz-Signature=…&X-Amz-Security-Token=…",
+        ),
+        ("https://h/x?access_token=abc", "https://h/x?access_token=…"),
+        ("no such bucket: s3://bucket/run", "no such bucket: s3://bucket/run"),
+        ("mail to a@b, design=x, a signature", "mail to a@b, design=x, a signature"),
+    ],
+)
+def test_what_an_error_says_of_a_url(text, shown):
+    assert without_secrets(text) == shown
+
+
+def test_a_secret_is_found_in_what_an_error_came_from():
+    secret = ValueError("http://me:word@host")
+    error, outer = OSError("broken"), OSError("again")
+    error.__context__ = secret
+    outer.__cause__ = error
+    assert has_secret(outer)
+    error.__context__ = outer  # which goes in a circle
+    assert not has_secret(outer)
+
+
+def test_an_error_of_a_store_is_raised_without_the_secret_and_its_cause():
+    storage = ObjectStorage("memory://folder")
+
+    class Failing:
+        def cat_file(self, *arguments, **options):
+            raise ConnectionError("cannot reach http://me:word@proxy:3128")
+
+    storage._fs = Failing()
+    with pytest.raises(OSError, match="cannot reach http://…@proxy:3128") as caught:
+        storage.read("a")
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
