@@ -470,8 +470,9 @@ def saving_rank(folder):
     for step in range(1, 21):
         state["weights"][:] = step
         manager.save(step, blocking=True)
-    steps = manager.all_steps()
     manager.close()
+    communicator.barrier()  # or rank 0 may still remove what is old
+    steps = manager.all_steps()
     storage, won = LocalStorage(folder), 0
     storage.make_folder("objects")
     for number in range(200):
