@@ -67,7 +67,9 @@ while not monitor.stop_now(step):
     if step == 1:
         print("ready", flush=True)
     step += 1
-print("stopped", monitor.preempted, monitor.time_left() <= 30, flush=True)
+# One write: a log line, which another thread sends down the same pipe, cuts several apart.
+sys.stdout.write(f"stopped {monitor.preempted} {monitor.time_left() <= 30}\\n")
+sys.stdout.flush()
 monitor.close()
 sys.exit(int(monitor.exit_code))
 """
