@@ -1,12 +1,13 @@
 """The one object that a training loop talks to about checkpoints."""
 
+import heapq
 import logging
 import operator
 import os
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainkit.checkpoint.adapters.state import check_state
@@ -16,11 +17,13 @@ from trainkit.checkpoint.holding import Hold, hold_together
 from trainkit.checkpoint.initial import load_weights
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
-from trainkit.checkpoint.restoring import Restorer
+from trainkit.checkpoint.restoring import Found, Restorer
 from trainkit.checkpoint.retention import RetentionPolicy, as_policy
 from trainkit.checkpoint.save.retention import Retention
+from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
+from trainkit.checkpoint.tiers import clear_tier, open_tier, upload_leftover
 from trainkit.coordination import Communicator, PrefixedStore
 from trainkit.errors import ExitCode, InputMissingError, Preempted, TrainkitError, UsageError
 from trainkit.storage import Storage, open_storage
@@ -50,6 +53,7 @@ class CheckpointManager:
         keep: int | RetentionPolicy = 3,
         communicator: Communicator | None = None,
         monitor: StopMonitor | None = None,
+        local_tier: str | os.PathLike[str] | None = None,
         options: CheckpointOptions | None = None,
     ) -> None:
         """Open a folder of checkpoints, and take it for this run until ``close``.
@@ -66,6 +70,9 @@ class CheckpointManager:
                 or a policy. The newest whole one and pinned ones stay in any case.
             communicator: of the ranks that save together; this process alone by default.
             monitor: asked by ``step`` whether the job is to stop.
+            local_tier: a folder on a disk or in the memory of each node, which a save reaches
+                before it reaches ``url``: a process that is killed before it was uploaded loses
+                nothing as long as the folder is there when it is started again.
             options: time limits.
 
         Raises:
@@ -94,9 +101,20 @@ class CheckpointManager:
         self._storage = None if url is None else open_storage(url)
         self._saver: Saver | None = None
         self._hold: Hold | None = None
+        self._tier: LocalTier | None = None
         if self._storage is not None and not self._options.read_only:
             self._hold = hold_together(self._storage, self._communicator, self._options)
             generation = self._hold.generation
+            try:
+                self._tier = open_tier(
+                    local_tier,
+                    self._storage,
+                    self._communicator,
+                    timeout=self._options.timeout,
+                )
+            except BaseException:
+                self._hold.release()
+                raise
             self._saver = Saver(
                 self._storage,
                 state,
@@ -106,6 +124,7 @@ class CheckpointManager:
                 # A run may have several managers, and their generations are often the same.
                 PrefixedStore(f"checkpoint/{self._hold.name}", self._communicator.store),
                 Retention(self._storage, policy, generation=generation),
+                self._tier,
             )
             # At exit too: what was being saved when a script ends is still committed.
             weakref.finalize(self, self._saver.finish, self._options.exit_timeout)
@@ -121,9 +140,15 @@ class CheckpointManager:
 
     @property
     def last_saved_step(self) -> int | None:
-        """The step that the storage is known to hold of this run: saved last, or restored."""
+        """The step that ``url`` is known to hold of this run: saved last, or restored."""
         committed = None if self._saver is None else self._saver.committed
         return self._restored_step if committed is None else committed.step
+
+    @property
+    def last_local_step(self) -> int | None:
+        """The step that was saved last to the local tier, as far as this rank's part goes."""
+        kept = None if self._saver is None else self._saver.kept
+        return None if kept is None else kept.step
 
     def step(self, step: int, metrics: Mapping[str, float] | None = None) -> bool:
         """Say that ``step`` is done, and save if it is time.
@@ -177,6 +202,17 @@ class CheckpointManager:
             raise UsageError("save() after close(): the checkpoint manager was closed")
         if self._options.read_only:
             raise UsageError(f"save() to {self.url}, which was opened with read_only=True")
+        self._begin(step, metrics, blocking=blocking)
+
+    def _begin(
+        self,
+        step: int,
+        metrics: Mapping[str, float] | None,
+        *,
+        blocking: bool = False,
+        upload: bool = False,
+    ) -> None:
+        """Begin a save; ``upload``: to ``url`` in any case, whoever's turn it is."""
         if self._saver is None:
             return
         began = time.monotonic()
@@ -184,7 +220,8 @@ class CheckpointManager:
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         together = self._communicator.world_size > 1
         try:
-            self._saver.begin(step, numbers)
+            self._saver.settle()
+            self._saver.begin(step, numbers, upload=self._saver.next_upload(wanted=upload))
         except (Exception, TrainkitError):
             # What only this rank's state has, the others hear of where all of them settle.
             if not together or blocking or not self._saver.background:
@@ -197,14 +234,14 @@ class CheckpointManager:
         self._schedule.stand_still(time.monotonic() - began)
 
     def save_unsaved(self) -> None:
-        """Save the last step that ``step`` was told of, unless that is saved already.
+        """Save the last step that ``step`` was told of, unless ``url`` has it already.
 
         For the end of a run, where the policy is silent. Raises what ``save`` raises.
         """
         if self._saver is None or self._seen_step is None:
             return
-        if not self._is_saved(self._seen_step):
-            self.save(self._seen_step)
+        if not self._is_uploaded(self._seen_step):
+            self._begin(self._seen_step, None, upload=True)
 
     def restore_latest(self, *, init_from: str | os.PathLike[str] | None = None) -> int | None:
         """Restore the newest checkpoint that is whole.
@@ -229,9 +266,21 @@ class CheckpointManager:
         """
         if self._storage is not None:
             self.wait()
-            folder = self._restorer(self._storage).newest()
-            if folder is not None:
-                return self._restored(folder)
+            if self._tier is not None and self._saver is not None:
+                upload_leftover(
+                    self._tier,
+                    self._storage,
+                    self._communicator,
+                    name=self._saver.name_next,
+                    timeout=self._options.timeout,
+                )
+            found = self._restorer(self._storage).newest()
+            if found is not None:
+                step = self._restored(found)
+                if not found.uploaded:
+                    # What the run before could not upload any more, this one does.
+                    self._begin(step, found.metrics, upload=True)
+                return step
         if init_from is not None:
             timeout = self._options.timeout
             load_weights(init_from, self._state, self._communicator, timeout=timeout)
@@ -252,15 +301,24 @@ class CheckpointManager:
 
     def latest_step(self) -> int | None:
         """The step that ``restore_latest`` would take, as far as sizes tell; asks one rank only."""
-        if self._storage is None:
-            return None
-        return next((folder.step for folder, _ in catalog.valid(self._storage)), None)
+        return next((folder.step for folder in self._valid()), None)
 
     def all_steps(self) -> list[int]:
         """Steps of all valid checkpoints, ascending; asks one rank only."""
+        return sorted({folder.step for folder in self._valid()})
+
+    def _valid(self) -> Iterator[StepFolder]:
+        """Checkpoints that ``restore`` could take, newest first, as far as sizes tell."""
         if self._storage is None:
-            return []
-        return sorted(folder.step for folder, _ in catalog.valid(self._storage))
+            return iter(())
+        there = (folder for folder, _ in catalog.valid(self._storage))
+        near = () if self._near is None else [folder for folder, _ in catalog.valid(self._near)]
+        return heapq.merge(there, near, key=lambda folder: folder.age, reverse=True)
+
+    @property
+    def _near(self) -> Storage | None:
+        """The local tier, where it is a root of checkpoints."""
+        return self._tier.storage() if self._tier is not None and self._tier.shared else None
 
     def wait(self) -> None:
         """Wait until what was saved is committed; every rank calls it.
@@ -281,12 +339,13 @@ class CheckpointManager:
             failed: whether the run ends by an error, so that no other rank may be waited for.
                 What this rank has to write is still written, within ``exit_timeout`` seconds.
         """
-        self._closed = True
-        if self._saver is None:
+        closed, self._closed = self._closed, True
+        if self._saver is None or closed:
             return
         try:
             if not failed:
                 self.wait()
+                self._leave_tier()
         finally:
             self._saver.finish(self._options.exit_timeout)
             if self._hold is not None:
@@ -306,10 +365,31 @@ class CheckpointManager:
         self.save(step, metrics)
         return True
 
+    def _leave_tier(self) -> None:
+        """Give the space of the local tier back, once ``url`` has all that was in it."""
+        tier, saver = self._tier, self._saver
+        if tier is None or saver is None or saver.kept is None or saver.kept != saver.committed:
+            return
+        if tier.shared and self._communicator.rank != 0:
+            return
+        try:
+            clear_tier(tier)
+        except OSError as error:
+            log.warning("the local tier %s could not be emptied: %s", tier.folder, error)
+
     def _is_saved(self, step: int) -> bool:
         """Whether ``step`` is saved, or on its way."""
         under_way = None if self._saver is None else self._saver.in_flight
-        return step == (self.last_saved_step if under_way is None else under_way)
+        if under_way is not None:
+            return step == under_way
+        return step in (self.last_saved_step, self.last_local_step)
+
+    def _is_uploaded(self, step: int) -> bool:
+        """Whether ``step`` is saved to ``url``, or on its way there."""
+        saver = self._saver
+        if saver is not None and saver.in_flight is not None:
+            return step == saver.in_flight and saver.uploading
+        return step == self.last_saved_step
 
     def _is_to_be_skipped(self, idle: bool) -> bool:
         """Whether all ranks leave a save out, since rank 0's is still under way."""
@@ -331,8 +411,8 @@ class CheckpointManager:
                 f"stopped after step {step} as asked; nothing is saved, since {why}",
                 exit_code=exit_code,
             )
-        if not self._is_saved(step):
-            self.save(step, metrics)
+        if not self._is_uploaded(step):
+            self._begin(step, metrics, upload=True)
         self.wait()
         raise Preempted(
             f"stopped after step {step} as asked; it is saved in {self.url}",
@@ -346,16 +426,19 @@ class CheckpointManager:
             self._communicator,
             self._options.timeout,
             marks=not self._options.read_only,
+            near=self._near,
         )
 
-    def _restored(self, folder: StepFolder) -> int:
+    def _restored(self, found: Found) -> int:
+        folder = found.folder
         self._restored_step = folder.step
         if self._saver is not None:
-            self._saver.committed = None
+            self._saver.forget()
         self._schedule.restart()
         self._next_look = 0 if self._saver is not None else _NEVER
         if self._communicator.rank == 0:
-            log.info("restored step %d from %s/%s", folder.step, self.url, folder.name)
+            place = self.url if not found.local or self._tier is None else self._tier.folder
+            log.info("restored step %d from %s/%s", folder.step, place, folder.name)
         return folder.step
 
 

@@ -27,6 +27,9 @@ class CheckpointOptions:
     """How often a save is tried while the storage answers with I/O errors."""
     pause: float = 2.0
     """Seconds before the second attempt; doubled before each further one."""
+    upload_every: int = 1
+    """With a local tier: every how many saves also go to the folder of checkpoints. The others
+    stay on the nodes. The last one of a run does in any case, and so does one of a stop."""
     visible_within: float = 15.0
     """Seconds that a network file system may take to show one rank what another wrote."""
     lease: float = 60.0
@@ -48,5 +51,7 @@ class CheckpointOptions:
                 f"lease={self.lease}, renewal={self.renewal}: expected a lease of at least two "
                 f"renewals, and more than 0 seconds"
             )
+        if self.upload_every < 1:
+            raise UsageError(f"upload_every={self.upload_every}: expected 1 or more saves")
         if self.when_busy not in ("wait", "skip"):
             raise UsageError(f"when_busy={self.when_busy!r}: expected 'wait' or 'skip'")

@@ -2,23 +2,36 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainkit.checkpoint.adapters.state import Restoration
 from trainkit.checkpoint.agreement import Outcome, on_all_ranks
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
-from trainkit.checkpoint.format.manifest import TornManifestError
+from trainkit.checkpoint.format.manifest import Manifest, TornManifestError
 from trainkit.checkpoint.load.reader import StepReader
 from trainkit.coordination import Communicator
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.state import PerRank
 from trainkit.storage import Storage
 
-__all__ = ["Restorer"]
+__all__ = ["Found", "Restorer"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint, and where it lies."""
+
+    folder: StepFolder
+    local: bool = False
+    """Whether it is the copy in the local tier."""
+    uploaded: bool = True
+    """Whether the root has it as well."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Saved with it; known once it is restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +39,8 @@ class Restorer:
     """Restores a state; each method is called by every rank.
 
     ``timeout`` is in seconds, for the slowest rank to read its files. Without ``marks`` damaged
-    checkpoints are passed over and not marked, for those who only read.
+    checkpoints are passed over and not marked, for those who only read. ``near`` is a local
+    tier that all ranks see: of a checkpoint that is in both, its copy is read.
     """
 
     storage: Storage
@@ -34,8 +48,9 @@ class Restorer:
     communicator: Communicator
     timeout: float
     marks: bool = True
+    near: Storage | None = None
 
-    def newest(self) -> StepFolder | None:
+    def newest(self) -> Found | None:
         """Restore the newest checkpoint that is whole on all ranks; None if none was committed.
 
         Raises:
@@ -44,15 +59,14 @@ class Restorer:
                 one of checkpoints.
         """
         damaged = []
-        for folder in self._listed():
-            outcome, restoration = self._prepare(folder)
+        for found in self._listed():
+            outcome, restoration = self._prepare(found)
             if not _is_damage(outcome):
-                self._finish(outcome, restoration)
-                return folder
+                return self._finish(found, outcome, restoration)
             reason = outcome.failures[0].text
-            self._set_aside(folder, reason)
+            self._set_aside(found, reason)
             if not _is_torn(outcome):
-                damaged.append(f"{folder.name} ({reason})")
+                damaged.append(f"{found.folder.name} ({reason})")
         if damaged:
             raise CheckpointDamagedError(
                 f"{self.storage.url} holds no checkpoint that is whole: {'; '.join(damaged)}. "
@@ -60,7 +74,7 @@ class Restorer:
             )
         return None
 
-    def step(self, step: int) -> StepFolder:
+    def step(self, step: int) -> Found:
         """Restore the last checkpoint of ``step``, also one that was set aside.
 
         Raises:
@@ -68,65 +82,81 @@ class Restorer:
             CheckpointDamagedError: it is damaged.
             EnvironmentFaultError: it does not fit the state.
         """
-        folders = self._listed(set_aside=True)
-        of_step = [folder for folder in folders if folder.step == step]
+        there = self._listed(set_aside=True)
+        of_step = [found for found in there if found.folder.step == step]
         if not of_step:
-            steps = ", ".join(map(str, sorted({folder.step for folder in folders}))) or "none"
+            steps = ", ".join(map(str, sorted({one.folder.step for one in there}))) or "none"
             raise InputMissingError(
                 f"{self.storage.url} has no checkpoint of step {step}; it has {steps}"
             )
-        for folder in of_step:
-            outcome, restoration = self._prepare(folder)
+        for found in of_step:
+            outcome, restoration = self._prepare(found)
             # One whose save was cut off must not hide the older one that it was to replace.
-            if not _is_torn(outcome) or folder is of_step[-1]:
+            passing = _is_damage(outcome) if found.local else _is_torn(outcome)
+            if not passing or found is of_step[-1]:
                 break
-        self._finish(outcome, restoration)
-        return folder
+        return self._finish(found, outcome, restoration)
 
-    def _prepare(self, folder: StepFolder) -> tuple[Outcome[int], list[Restoration]]:
-        """Read and check all of ``folder``; the result is the number of ranks that saved it."""
-        found: list[Restoration] = []
+    def _prepare(self, found: Found) -> tuple[Outcome[Manifest], list[Restoration]]:
+        """Read and check all of a checkpoint."""
+        prepared: list[Restoration] = []
         rank, world_size = self.communicator.rank, self.communicator.world_size
 
-        def prepare() -> int:
-            reader = StepReader(self.storage, folder)
-            found.append(reader.prepare(self.state, rank, world_size))
-            return reader.manifest.world_size
+        def prepare() -> Manifest:
+            reader = StepReader(self._place(found), found.folder)
+            prepared.append(reader.prepare(self.state, rank, world_size))
+            # The rest of it is long, and others have read it, too.
+            return replace(reader.manifest, files={}, entries={})
 
-        return on_all_ranks(self.communicator, prepare, timeout=self.timeout), found
+        return on_all_ranks(self.communicator, prepare, timeout=self.timeout), prepared
 
-    def _finish(self, outcome: Outcome[int], found: list[Restoration]) -> None:
-        saved_world = outcome.check()[0]
-        on_all_ranks(self.communicator, found[0].apply, timeout=self.timeout).check()
-        if saved_world != self.communicator.world_size:
-            self._tell_of_other_world(saved_world)
+    def _finish(
+        self, found: Found, outcome: Outcome[Manifest], prepared: list[Restoration]
+    ) -> Found:
+        manifest = outcome.check()[0]
+        on_all_ranks(self.communicator, prepared[0].apply, timeout=self.timeout).check()
+        if manifest.world_size != self.communicator.world_size:
+            self._tell_of_other_world(manifest.world_size)
+        return replace(found, metrics=manifest.metrics)
 
-    def _listed(self, *, set_aside: bool = False) -> list[StepFolder]:
-        """Committed folders as rank 0 sees them: listings of a share may differ for a moment."""
+    def _place(self, found: Found) -> Storage:
+        return self.near if found.local and self.near is not None else self.storage
 
-        def look() -> list[StepFolder]:
+    def _listed(self, *, set_aside: bool = False) -> list[Found]:
+        """Checkpoints as rank 0 sees them, newest first: listings of a share may differ."""
+
+        def look() -> list[Found]:
             if self.communicator.rank != 0:
                 return []
             catalog.refuse_foreign(self.storage)
             root = catalog.look(self.storage)
+            folders = list(root.committed)
             if set_aside:
-                folders = [*root.committed, *root.set_aside]
-                return sorted(folders, key=lambda folder: folder.age, reverse=True)
-            self._tell_of_skipped(root)
-            return root.committed
+                folders += root.set_aside
+            else:
+                self._tell_of_skipped(root)
+            there = set(folders)
+            near = [] if self.near is None else catalog.committed(self.near)
+            listed = [Found(folder, local=True, uploaded=folder in there) for folder in near]
+            listed += map(Found, folders)
+            return sorted(listed, key=lambda one: (one.folder.age, one.local), reverse=True)
 
         return on_all_ranks(self.communicator, look, timeout=self.timeout).check()[0]
 
-    def _set_aside(self, folder: StepFolder, reason: str) -> None:
+    def _set_aside(self, found: Found, reason: str) -> None:
         if self.communicator.rank != 0:
             return
-        log.warning("%s is passed over from now on: %s", folder.name, reason)
+        name = found.folder.name
+        log.warning("%s is passed over from now on: %s", name, reason)
         if not self.marks:
             return
         try:
-            catalog.quarantine(self.storage, folder, reason)
+            if found.local:  # what was a copy is nothing any more
+                self._place(found).delete(name)
+            else:
+                catalog.quarantine(self.storage, found.folder, reason)
         except OSError as error:
-            log.warning("%s could not be marked as damaged: %s", folder.name, error)
+            log.warning("%s could not be marked as damaged: %s", name, error)
 
     def _tell_of_skipped(self, root: catalog.Root) -> None:
         newest = root.committed[0].age if root.committed else (0, 0)
@@ -153,12 +183,12 @@ class Restorer:
         )
 
 
-def _is_damage(outcome: Outcome[int]) -> bool:
+def _is_damage(outcome: Outcome[Manifest]) -> bool:
     """Whether the checkpoint itself is at fault; the same answer on all ranks."""
     kind = CheckpointDamagedError.__name__
     return bool(outcome.failures) and all(f.kind == kind for f in outcome.failures)
 
 
-def _is_torn(outcome: Outcome[int]) -> bool:
+def _is_torn(outcome: Outcome[Manifest]) -> bool:
     """Whether the save of the checkpoint was cut off, so that nobody was told of it."""
     return _is_damage(outcome) and outcome.failures[0].text.startswith(TornManifestError.__name__)

@@ -1,29 +1,27 @@
 """Saves under way: handed to a writer on every rank, and settled by all of them together."""
 
-import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import trainkit
-from trainkit.checkpoint.adapters.base import Document
-from trainkit.checkpoint.adapters.state import capture_rank, capture_shared
 from trainkit.checkpoint.failure import Failure
-from trainkit.checkpoint.format.layout import StepFolder, has_parts
-from trainkit.checkpoint.format.manifest import Entry
+from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.options import CheckpointOptions
-from trainkit.checkpoint.save.division import divide
-from trainkit.checkpoint.save.files import FileImage, Layouts
+from trainkit.checkpoint.save.capture import Capture
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.retention import Retention, remove_step
+from trainkit.checkpoint.save.tiers import LocalTier
+from trainkit.checkpoint.save.verdicts import Verdicts
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
 from trainkit.coordination import Communicator, Store
 from trainkit.errors import DeadlineError, TrainkitError
 from trainkit.storage import Storage
-from trainkit.waiting import Deadline
+from trainkit.waiting import Deadline, backoff
 
 __all__ = ["Saver"]
 
@@ -42,6 +40,8 @@ class _Flight:
 
     folder: StepFolder
     deadline: Deadline
+    upload: bool
+    """Whether it goes to the root; else it stays in the local tier."""
     stalled: float = 0.0
     """Seconds for which training stood still to begin it."""
     ended: bool = False
@@ -69,6 +69,7 @@ class Saver:
         generation: int,
         store: Store,
         retention: Retention,
+        tier: LocalTier | None = None,
     ) -> None:
         """Start a process that writes, where there is to be one.
 
@@ -80,23 +81,31 @@ class Saver:
             generation: claimed from the root.
             store: for messages among these ranks about saves to this root.
             retention: removes old checkpoints after a commit.
+            tier: where saves go before the root, if anywhere.
         """
         self._storage = storage
-        self._state = state
+        self._capture = Capture(state, communicator.rank, communicator.world_size)
         self._communicator = communicator
         self._options = options
         self._generation = generation
         self._retention = retention
-        self._layouts = Layouts()
         self._attempts = 0
         self._owner = os.getpid()
         self._flight: _Flight | None = None
         self.committed: StepFolder | None = None
-        """The last save that was settled and had been committed."""
-        self._store = store
+        """The last save that was settled and had been committed to the root."""
+        self.kept: StepFolder | None = None
+        """The last save that was settled and is in the local tier, as far as this rank's goes."""
+        self._tier = tier
+        self._leave: StepFolder | None = None
+        """In the tier, whole; it stays there until the next one is."""
+        self._upload_next = False
+        self._verdicts = Verdicts(store, communicator.rank, communicator.world_size)
         self.background = options.background and storage.reopenable
         """Whether saves are written beside training."""
-        self._writer: Writer = Background(storage) if self.background else Foreground(storage)
+        self._writer: Writer = (
+            Background(storage, tier) if self.background else Foreground(storage, tier)
+        )
         self._warmed = False
         self._sweeper: threading.Thread | None = None
 
@@ -105,8 +114,33 @@ class Saver:
         """The step of the save that is not settled; None if there is none."""
         return None if self._flight is None else self._flight.folder.step
 
-    def begin(self, step: int, metrics: Mapping[str, float]) -> None:
+    @property
+    def uploading(self) -> bool:
+        """Whether the save that is not settled goes to the root."""
+        return self._flight is not None and self._flight.upload
+
+    def next_upload(self, *, wanted: bool) -> bool:
+        """Whether the next save goes to the root: the same answer on all ranks."""
+        turn = self._attempts % self._options.upload_every == 0
+        return wanted or self._tier is None or self._upload_next or turn
+
+    def name_next(self, step: int) -> StepFolder:
+        """The folder of the next attempt to save, whoever makes it."""
+        folder = StepFolder(step, self._generation, self._attempts)
+        self._attempts += 1
+        return folder
+
+    def forget(self) -> None:
+        """The state is another one now than what was saved last."""
+        self.committed = self.kept = None
+
+    def begin(self, step: int, metrics: Mapping[str, float], *, upload: bool = True) -> None:
         """Take the state as it is now, and have it written.
+
+        Args:
+            step: optimizer steps done.
+            metrics: to be saved with it.
+            upload: whether it goes to the root; else it stays in the local tier.
 
         Raises:
             BaseException: what ``settle`` of the save before raises; nothing has begun then.
@@ -114,13 +148,12 @@ class Saver:
                 all ranks.
         """
         self.settle()
-        folder = StepFolder(step, self._generation, self._attempts)
-        self._attempts += 1
-        flight = self._flight = _Flight(folder, Deadline(self._options.timeout))
+        folder = self.name_next(step)
+        flight = self._flight = _Flight(folder, Deadline(self._options.timeout), upload)
         self._warmed = True
         rank = self._communicator.rank
         try:
-            entries, images, division = self._capture()
+            entries, images, division = self._capture.take()
             job = Job(
                 folder=folder,
                 rank=rank,
@@ -132,6 +165,8 @@ class Saver:
                 timeout=self._options.timeout,
                 attempts=self._options.attempts,
                 pause=self._options.pause,
+                upload=upload,
+                leave=None if self._leave is None else self._leave.name,
             )
             self._writer.submit(job, images, self._check_others)
         except (Exception, TrainkitError) as error:
@@ -184,6 +219,10 @@ class Saver:
             self._flight = None
             raise
         self._flight = None
+        self._upload_next = False
+        if outcome is not None and not flight.upload:
+            self._go_without(flight, outcome)
+            return
         if flight.error is not None:
             raise flight.error
         if outcome is not None:
@@ -196,10 +235,29 @@ class Saver:
                 flight.failure.text,
                 flight.folder.step,
             )
-        self.committed = flight.folder
+        if self._writer.kept:
+            self.kept = self._leave = flight.folder
+        if flight.upload:
+            self.committed = flight.folder
         if lead:
             self._tell_people(flight)
-            self._sweep()
+            if flight.upload:
+                self._sweep()
+
+    def _go_without(self, flight: _Flight, outcome: Failure) -> None:
+        """All ranks: the local tier failed on one of them, so the next save goes to the root."""
+        self._upload_next = True
+        if flight.error is not None and not isinstance(flight.error, OSError):
+            raise flight.error  # the state itself cannot be saved
+        if not outcome.is_io:
+            raise outcome.as_error(self._communicator.rank)
+        log.warning(
+            "step %d is not in the local tier, since rank %d failed: %s. The next save goes to %s.",
+            flight.folder.step,
+            outcome.rank,
+            outcome.text,
+            self._storage.url,
+        )
 
     def tidy(self) -> None:
         """Wait until old checkpoints are removed, if that is under way."""
@@ -237,27 +295,13 @@ class Saver:
             self._writer.close()
             self.tidy()
 
-    def _capture(self) -> tuple[dict[str, Entry], list[FileImage], str]:
-        """The entries, this rank's files, and a checksum of how tensors are divided."""
-        rank, world_size = self._communicator.rank, self._communicator.world_size
-        entries: dict[str, Entry] = {}
-        documents: list[Document] = []
-        for name, entry, described in capture_shared(self._state):
-            entries[name] = entry
-            documents += described
-        division = divide(documents, rank, world_size, self._layouts)
-        # By itself, so that it is not counted as one that is the same on all ranks.
-        sharded = [name for name, entry in entries.items() if has_parts(entry.documents)]
-        own = divide([capture_rank(self._state, rank, sharded)], 0, 1, self._layouts)
-        return entries, division.images + own.images, division.checksum
-
     def _warm(self) -> None:
         """Prepare the first save, once training has begun: optimizers have a state by then."""
         if self._warmed or not self.background:
             return
         self._warmed = True
         try:
-            _, images, _ = self._capture()
+            _, images, _ = self._capture.take()
         except (Exception, TrainkitError) as error:  # the first save will say so to people
             log.debug("the size of a save is not known yet: %s", error)
             images = []
@@ -266,8 +310,14 @@ class Saver:
     def _own_end(self, flight: _Flight, failure: Failure | None) -> None:
         """Note how this rank's own work ended, and tell rank 0 of a failure."""
         flight.ended, flight.failure = True, failure
-        if failure is not None and self._communicator.rank != 0:
-            self._store.set(f"{flight.folder.attempt}/failed", _packed(failure))
+        if failure is not None:
+            self._verdicts.accuse(flight.folder.attempt, failure)
+        elif self._unseen(flight) and self._communicator.rank != 0:
+            self._verdicts.vouch(flight.folder.attempt)
+
+    def _unseen(self, flight: _Flight) -> bool:
+        """Whether rank 0 sees nothing of what the others write."""
+        return not flight.upload and self._tier is not None and not self._tier.shared
 
     def _nobody_waits(self, flight: _Flight) -> bool:
         """Whether this rank may settle alone; an error is raised on all ranks at one moment."""
@@ -277,6 +327,7 @@ class Saver:
     def _lead(self, flight: _Flight) -> Failure | None:
         """Rank 0: wait for the commit or a failure of anybody's, and tell the others."""
         limit = Deadline(flight.deadline.left + _MARGIN / 3)
+        attempt = flight.folder.attempt
         given_up = False
         while not flight.ended:
             ended, failure = self._writer.poll(_LOOK)
@@ -286,35 +337,41 @@ class Saver:
                 self._writer.cancel()
                 text = f"step {flight.folder.step} was not saved within {limit.seconds:.0f} s"
                 self._own_end(flight, Failure.of(0, DeadlineError(text)))
-            elif not given_up and self._of_others(flight) is not None:
+            elif not given_up and self._verdicts.failed(attempt) is not None:
                 self._writer.cancel()
                 given_up = True
+        if flight.failure is None and self._unseen(flight):
+            self._await_unseen(flight, limit)
         if flight.failure is not None:
             # Its own failure may be that it gave up waiting.
-            flight.failure = self._of_others(flight) or flight.failure
-            self._discard(flight.folder)
-        if self._communicator.world_size > 1:
-            self._tell(flight.folder.attempt, flight.failure)
+            flight.failure = self._verdicts.failed(attempt) or flight.failure
+            if flight.upload:
+                self._discard(flight.folder)
+        self._verdicts.pronounce(attempt, flight.failure)
         return flight.failure
 
-    def _of_others(self, flight: _Flight) -> Failure | None:
-        """What another rank says has failed."""
-        if self._communicator.world_size == 1:
-            return None
-        told = self._store.get(f"{flight.folder.attempt}/failed")
-        return None if told is None else _unpacked(told)
-
-    def _tell(self, attempt: int, outcome: Failure | None) -> None:
-        self._store.set(f"{attempt}/outcome", b"" if outcome is None else _packed(outcome))
-        if outcome is None:  # every rank has written, so each has read how the one before ended
-            self._store.delete(f"{attempt - 1}/outcome")
-            self._store.delete(f"{attempt - 1}/failed")
+    def _await_unseen(self, flight: _Flight, limit: Deadline) -> None:
+        """Wait until the others say that they have written, or one that it has failed."""
+        attempt = flight.folder.attempt
+        pauses = backoff()
+        while missing := self._verdicts.unvouched(attempt):
+            flight.failure = self._verdicts.failed(attempt)
+            if flight.failure is None and limit.passed:
+                names = ", ".join(map(str, missing))
+                text = f"rank(s) {names} did not save within {limit.seconds:.0f} s"
+                flight.failure = Failure.of(0, DeadlineError(text))
+            if flight.failure is not None:
+                return
+            time.sleep(next(pauses))
+        self._verdicts.forget_vouched(attempt)
 
     def _follow(self, flight: _Flight) -> Failure | None:
         """Other ranks: end the own work, and hear from rank 0 what came of it all."""
-        key = f"{flight.folder.attempt}/outcome"
+        attempt = flight.folder.attempt
         limit = Deadline(flight.deadline.left + _MARGIN)
-        while not self._store.wait(key, _LOOK if not flight.ended else min(1.0, limit.left + 0.01)):
+        while not self._verdicts.heard(
+            attempt, _LOOK if not flight.ended else min(1.0, limit.left + 0.01)
+        ):
             if not flight.ended:
                 ended, failure = self._writer.poll(0.0)
                 if ended:
@@ -325,12 +382,12 @@ class Saver:
                     f"rank 0, which did not say within {limit.seconds:.0f} s whether it was "
                     f"committed. Look at the log of rank 0 for the first error."
                 )
-        told = self._store.get(key)
-        return _unpacked(told) if told else None
+        return self._verdicts.outcome(attempt)
 
     def _check_others(self) -> None:
         """End the wait for the parts of others when one of them has failed."""
-        failure = None if self._flight is None else self._of_others(self._flight)
+        flight = self._flight
+        failure = None if flight is None else self._verdicts.failed(flight.folder.attempt)
         if failure is not None:
             raise failure.as_error(self._communicator.rank)
 
@@ -342,10 +399,11 @@ class Saver:
             log.warning("what is left of %s could not be removed: %s", folder.name, error)
 
     def _tell_people(self, flight: _Flight) -> None:
+        tier = self._tier
         log.info(
             "saved step %d to %s in %.2f s; training stood still for %.2f s",
             flight.folder.step,
-            self._storage.url,
+            self._storage.url if flight.upload or tier is None else tier.folder,
             flight.deadline.elapsed,
             flight.stalled,
         )
@@ -365,11 +423,3 @@ class Saver:
             self._retention.apply()
         except (OSError, TrainkitError) as error:
             log.warning("old checkpoints could not be removed: %s", error)
-
-
-def _packed(failure: Failure) -> bytes:
-    return json.dumps(asdict(failure)).encode()
-
-
-def _unpacked(data: bytes) -> Failure:
-    return Failure(**json.loads(data))

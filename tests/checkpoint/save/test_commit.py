@@ -42,7 +42,7 @@ def job(rank=0, world_size=1, **others):
 
 def put(storage, work):
     views = {f"state/{work.rank}.json": memoryview(b"%d" % work.rank)}
-    return lambda: put_views(storage, work, views)
+    return lambda place: put_views(place, work, views)
 
 
 def do(storage, work, check=lambda: None):

@@ -27,6 +27,10 @@ class Job:
     """How often each step of the work is tried while the storage answers with I/O errors."""
     pause: float
     """Seconds before the second attempt; doubled before each further one."""
+    upload: bool = True
+    """Whether it goes to the root; else it stays in the local tier alone."""
+    leave: str | None = None
+    """The step folder that stays in the local tier beside this one; None: all of them do."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; floats of the metrics that JSON lacks are Python's own extension of it."""

@@ -1,17 +1,20 @@
 """The process that writes: started before the first save needs it, and again if it dies."""
 
+import json
 import logging
 import os
 import select
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.save.arena import Arena
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.messages import receive, send
+from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.errors import RetryableError
 
 __all__ = ["WriterProcess"]
@@ -21,8 +24,10 @@ log = logging.getLogger(__name__)
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
+from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.save.worker import main
-main(int(sys.argv[2]), sys.argv[3])
+tier = json.loads(sys.argv[4])
+main(int(sys.argv[2]), sys.argv[3], tier and LocalTier(**tier))
 """
 _LIVES = 2
 """How many processes may die over one save before it has failed."""
@@ -38,14 +43,18 @@ class WriterProcess:
     second, and it ends with the process that started it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tier: LocalTier | None) -> None:
         """Nothing is started yet.
 
         Args:
             url: of the storage that it opens by itself.
+            tier: where saves go before, if anywhere.
         """
         self.arena = Arena()
+        self.kept = False
+        """Whether the local tier has what was submitted last."""
         self._url = url
+        self._tier = tier
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -72,6 +81,7 @@ class WriterProcess:
         self._rank = job.rank
         self._work = {"do": "save", "job": job.to_json(), "files": files, "again": False}
         self._deaths = 0
+        self.kept = False
         self.start()
 
     def make_ready(self) -> None:
@@ -101,6 +111,9 @@ class WriterProcess:
             message, _ = receive(self._socket)
         except (OSError, EOFError):
             return self._died()
+        if "failure" not in message:
+            self.kept = True
+            return False, None
         self._work = None
         failure = message["failure"]
         return True, None if failure is None else Failure(**failure)
@@ -122,7 +135,7 @@ class WriterProcess:
             # keeps Ctrl-C and a launcher's signals to the group away: what is being saved then
             # is what the signal is about.
             self._process = subprocess.Popen(  # noqa: S603 - this very interpreter
-                [sys.executable, "-P", "-c", _START, _path(), str(theirs.fileno()), self._url],
+                [sys.executable, "-P", "-c", _START, *self._arguments(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -130,6 +143,11 @@ class WriterProcess:
             )
         self._socket = ours
         self._shared = 0
+
+    def _arguments(self, descriptor: int) -> list[str]:
+        path = [os.path.abspath(entry) for entry in sys.path]
+        tier = self._tier and asdict(self._tier)
+        return [json.dumps(path), str(descriptor), self._url, json.dumps(tier)]
 
     def _hand_over(self) -> None:
         if self._socket is None:
@@ -180,9 +198,3 @@ class WriterProcess:
             return self._process.wait()
         finally:
             self._process = None
-
-
-def _path() -> str:
-    import json
-
-    return json.dumps([os.path.abspath(entry) for entry in sys.path])

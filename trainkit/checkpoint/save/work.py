@@ -14,13 +14,13 @@ from trainkit.errors import InputMissingError, TrainkitError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
 
-__all__ = ["Put", "carry_out", "put_views", "take_up"]
+__all__ = ["Put", "carry_out", "put_views", "take_up", "write_part"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Put = Callable[[], dict[str, FileRecord]]
+Put = Callable[[Storage], dict[str, FileRecord]]
 """Writes this rank's files, and tells what it wrote; may be called again after an error."""
 
 
@@ -38,14 +38,20 @@ def carry_out(storage: Storage, job: Job, put: Put, check: Callable[[], None]) -
         TrainkitError: what ``commit`` raises.
     """
     deadline = Deadline(job.timeout)
-    if not _patiently(job, lambda: _has(storage, job, part_path(job.rank))):
-        files = _patiently(job, put)
-        part = Part(job.rank, files, job.entries, job.division).to_bytes()
-        path = f"{job.folder.name}/{part_path(job.rank)}"
-        _patiently(job, lambda: storage.make_folder(path.rpartition("/")[0]))
-        _patiently(job, lambda: create_once(storage, path, part))
+    write_part(storage, job, put)
     if job.rank == 0 and not _patiently(job, lambda: _has(storage, job, MANIFEST)):
         _patiently(job, lambda: commit(storage, job, deadline, check))
+
+
+def write_part(storage: Storage, job: Job, put: Put) -> None:
+    """Write this rank's files and then its part, if that is not there yet."""
+    path = f"{job.folder.name}/{part_path(job.rank)}"
+    if _patiently(job, lambda: _has(storage, job, part_path(job.rank))):
+        return
+    files = _patiently(job, lambda: put(storage))
+    part = Part(job.rank, files, job.entries, job.division).to_bytes()
+    _patiently(job, lambda: storage.make_folder(path.rpartition("/")[0]))
+    _patiently(job, lambda: create_once(storage, path, part))
 
 
 def put_views(storage: Storage, job: Job, views: Mapping[str, memoryview]) -> dict[str, FileRecord]:

@@ -14,7 +14,8 @@ from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.save.arena import mapped
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.messages import receive, send
-from trainkit.checkpoint.save.work import carry_out, put_views, take_up
+from trainkit.checkpoint.save.tiers import LocalTier, save_everywhere
+from trainkit.checkpoint.save.work import put_views, take_up
 from trainkit.errors import TrainkitError
 from trainkit.storage import Storage, open_storage
 
@@ -29,18 +30,18 @@ class GivenUpError(Exception):
     """The other side asked to give the work up."""
 
 
-def main(descriptor: int, url: str) -> None:
+def main(descriptor: int, url: str, tier: LocalTier | None) -> None:
     """Serve the connection ``descriptor`` until its other side is gone.
 
-    Signals that ask to stop are for the training process, which ends this one; in a pod or a
-    terminal they reach both.
+    Saves go to the local tier, if there is one, and to ``url``. Signals that ask to stop are for
+    the training process, which ends this one; in a pod or a terminal they reach both.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     parent = os.getppid()
     with socket.socket(fileno=descriptor) as connection:
-        worker = _Worker(connection, url)
+        worker = _Worker(connection, url, tier)
         while os.getppid() == parent:
             if not select.select([connection], [], [], _LOOK)[0]:
                 continue
@@ -55,9 +56,10 @@ def main(descriptor: int, url: str) -> None:
 class _Worker:
     """Does one piece of work at a time, on a thread beside the one that listens."""
 
-    def __init__(self, connection: socket.socket, url: str) -> None:
+    def __init__(self, connection: socket.socket, url: str, tier: LocalTier | None) -> None:
         self._connection = connection
         self._url = url
+        self._tier = tier
         self._storage: Storage | None = None
         self._memory: mmap.mmap | None = None
         self._given_up = threading.Event()
@@ -82,21 +84,32 @@ class _Worker:
             if not isinstance(error, (TrainkitError, OSError, GivenUpError)):
                 logging.getLogger(__name__).exception("saving step %d failed", job.folder.step)
             failure = asdict(Failure.of(job.rank, error))
+        self._tell({"failure": failure})
+
+    def _tell(self, message: dict[str, Any]) -> None:
         try:
-            send(self._connection, {"failure": failure})
+            send(self._connection, message)
         except OSError:
             os._exit(0)  # nobody is there any more
 
     def _save(self, job: Job, files: dict[str, list[int]], *, again: bool) -> None:
         if self._storage is None:
             self._storage = open_storage(self._url)
-        storage = self._storage
+        storage, tier = self._storage, self._tier
         if again:
-            take_up(storage, job, list(files))
+            for begun in (storage, *(() if tier is None else (tier.storage(),))):
+                take_up(begun, job, list(files))
         with memoryview(self._memory or b"") as memory:
             views = {path: memory[begin : begin + size] for path, (begin, size) in files.items()}
             try:
-                carry_out(storage, job, lambda: put_views(storage, job, views), self._check)
+                save_everywhere(
+                    storage,
+                    tier,
+                    job,
+                    lambda place: put_views(place, job, views),
+                    check=self._check,
+                    kept=lambda: self._tell({"kept": True}),
+                )
             finally:
                 for view in views.values():
                     view.release()

@@ -10,7 +10,7 @@ from trainkit.checkpoint.save.copying import fill
 from trainkit.checkpoint.save.files import FileImage
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.process import WriterProcess
-from trainkit.checkpoint.save.work import carry_out
+from trainkit.checkpoint.save.tiers import LocalTier, save_everywhere
 from trainkit.errors import RetryableError, TrainkitError
 from trainkit.resources.memory import memory_left
 from trainkit.storage import Storage
@@ -29,6 +29,11 @@ _PROCESS = 32 << 20
 
 class Writer(Protocol):
     """Takes one job at a time."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the local tier has what this rank saves by the job submitted last."""
+        ...
 
     def warm(self, size: int) -> None:
         """Prepare for a job of about ``size`` bytes; returns at once."""
@@ -60,8 +65,10 @@ class Writer(Protocol):
 class Foreground:
     """Does a job at once, with no more than a tensor's bytes in memory."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, tier: LocalTier | None) -> None:
+        self.kept = False
         self._storage = storage
+        self._tier = tier
         self._failure: Failure | None = None
 
     def warm(self, size: int) -> None:
@@ -71,9 +78,16 @@ class Foreground:
         """See ``Writer.submit``; what fails is told by ``poll``."""
         # What nobody catches here, such as Ctrl-C, leaves it at that.
         self._failure = Failure.of(job.rank, RetryableError("the save was interrupted"))
+        self.kept = False
+        tried: set[str] = set()
+
+        def put(place: Storage) -> dict[str, FileRecord]:
+            again = place.url in tried
+            tried.add(place.url)
+            return self._put(place, job, images, again)
+
         try:
-            again = iter((False,))
-            carry_out(self._storage, job, lambda: self._put(job, images, next(again, True)), check)
+            save_everywhere(self._storage, self._tier, job, put, check=check, kept=self._keep)
         except (Exception, TrainkitError) as error:
             log.debug("a save failed", exc_info=error)
             self._failure = Failure.of(job.rank, error)
@@ -90,14 +104,19 @@ class Foreground:
     def close(self) -> None:
         """See ``Writer.close``."""
 
-    def _put(self, job: Job, images: Sequence[FileImage], again: bool) -> dict[str, FileRecord]:
+    def _keep(self) -> None:
+        self.kept = True
+
+    def _put(
+        self, storage: Storage, job: Job, images: Sequence[FileImage], again: bool
+    ) -> dict[str, FileRecord]:
         records = {}
         for image in images:
             hasher = ChunkHasher()
             path = f"{job.folder.name}/{image.path}"
             if again:  # what the attempt before has left
-                self._storage.delete(path)
-            self._storage.write(path, hasher.passing(image.parts()))
+                storage.delete(path)
+            storage.write(path, hasher.passing(image.parts()))
             records[image.path] = hasher.record
         return records
 
@@ -105,10 +124,15 @@ class Foreground:
 class Background:
     """Copies the bytes, and has another process write them."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._process = WriterProcess(storage.url)
-        self._foreground = Foreground(storage)
+    def __init__(self, storage: Storage, tier: LocalTier | None) -> None:
+        self._process = WriterProcess(storage.url, tier)
+        self._foreground = Foreground(storage, tier)
         self._current: WriterProcess | Foreground = self._process
+
+    @property
+    def kept(self) -> bool:
+        """See ``Writer.kept``."""
+        return self._current.kept
 
     def warm(self, size: int) -> None:
         """See ``Writer.warm``: the other process starts, and fetches the memory."""

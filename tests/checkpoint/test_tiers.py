@@ -1,0 +1,413 @@
+"""The local tier: what a save reaches first, and what is left of it after a kill."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.checkpoint.tiers import open_tier
+from trainkit.coordination import Communicator
+from trainkit.errors import Preempted, UsageError
+from trainkit.state import PerRank
+from trainkit.storage import open_storage
+from trainkit.waiting import Deadline, wait_until
+
+OPTIONS = CheckpointOptions(timeout=60.0, attempts=1, pause=0.01, visible_within=0.2)
+FOREGROUND = replace(OPTIONS, background=False)
+LOCAL_ONLY = 1_000_000
+"""As ``upload_every``: of a test's saves only the first goes to the root."""
+
+
+def state(value=0.0):
+    return {"weights": np.full(50_000, float(value)), "table": {"step": value}}
+
+
+def fill(it, value):
+    it["weights"][:] = value
+    it["table"]["step"] = value
+
+
+def steps(folder):
+    """Steps with a manifest below a folder, at any depth."""
+    return sorted(int(p.parent.name[5:15]) for p in Path(folder).rglob("MANIFEST.json"))
+
+
+def tier_of(path):
+    """The folder of the one run in a tier."""
+    (run,) = (entry for entry in Path(path).iterdir() if entry.name.startswith("run-"))
+    return run
+
+
+def newest(folder):
+    return max(Path(folder).glob("step-*"), key=lambda path: path.name.partition(".")[2])
+
+
+def damage(folder):
+    """Flip a bit of each tensor file below a folder."""
+    for file in Path(folder).rglob("*.safetensors"):
+        with open(file, "r+b") as opened:
+            opened.seek(-5, os.SEEK_END)
+            byte = opened.read(1)
+            opened.seek(-1, os.SEEK_CUR)
+            opened.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.fixture
+def places(tmp_path):
+    """The root and the path of the tier."""
+    return tmp_path / "root", tmp_path / "near"
+
+
+@pytest.fixture(params=[OPTIONS, FOREGROUND], ids=["background", "foreground"])
+def manager(places, request):
+    it = state()
+    made = CheckpointManager(places[0], it, local_tier=places[1], options=request.param)
+    made.it = it
+    yield made
+    made.close()
+
+
+def test_a_save_is_in_both(manager, places):
+    fill(manager.it, 3)
+    manager.save(3, blocking=True)
+    assert steps(places[0]) == steps(places[1]) == [3]
+    assert manager.last_saved_step == manager.last_local_step == 3
+    assert (tier_of(places[1]) / "root").read_text() == str(places[0])
+
+
+def test_the_tier_keeps_what_was_whole_until_the_next_one_is(manager, places):
+    for step in (1, 2, 3):
+        manager.save(step, blocking=True)
+    assert steps(places[0]) == [1, 2, 3]
+    assert steps(places[1]) == [2, 3]
+
+
+def test_a_run_that_ends_well_leaves_nothing_in_the_tier(places):
+    with contextlib.closing(
+        CheckpointManager(places[0], state(), local_tier=places[1], options=OPTIONS)
+    ) as manager:
+        manager.save(1)
+    assert steps(places[0]) == [1]
+    assert steps(places[1]) == []
+
+
+def test_the_copy_in_the_tier_is_read(manager, places, caplog):
+    fill(manager.it, 5)
+    manager.save(5, blocking=True)
+    damage(places[0])  # nobody reads it
+    fill(manager.it, 0)
+    with caplog.at_level(logging.INFO):
+        assert manager.restore_latest() == 5
+    assert (manager.it["weights"] == 5).all()
+    assert f"restored step 5 from {tier_of(places[1])}" in caplog.text
+
+
+def test_of_a_damaged_copy_the_root_has_a_whole_one(manager, places, caplog):
+    fill(manager.it, 5)
+    manager.save(5, blocking=True)
+    damage(places[1])
+    fill(manager.it, 0)
+    assert manager.restore_latest() == 5
+    assert (manager.it["weights"] == 5).all()
+    assert steps(places[1]) == []
+    assert "do not match their checksum" in caplog.text
+    assert not (places[0] / ".quarantine").exists()
+
+
+def test_a_certain_step_comes_from_where_it_is_whole(manager, places):
+    for step in (4, 5):
+        fill(manager.it, step)
+        manager.save(step, blocking=True)
+    damage(places[1])
+    for step in (5, 4):
+        assert manager.restore(step) == step
+        assert (manager.it["weights"] == step).all()
+
+
+def test_every_third_save_is_uploaded(places):
+    options = replace(OPTIONS, upload_every=3)
+    manager = CheckpointManager(places[0], state(), keep=9, local_tier=places[1], options=options)
+    for step in range(1, 8):
+        manager.save(step, blocking=True)
+    assert steps(places[0]) == [1, 4, 7]
+    assert steps(places[1]) == [6, 7]
+    assert manager.all_steps() == [1, 4, 6, 7]
+    manager.save(8, blocking=True)
+    assert (manager.last_saved_step, manager.last_local_step) == (7, 8)
+    assert manager.latest_step() == 8
+    manager.close()
+    assert steps(places[1]) == [7, 8]  # the root has not got the last one
+
+
+def test_the_end_of_a_run_is_uploaded(places):
+    options = replace(OPTIONS, upload_every=LOCAL_ONLY)
+    manager = CheckpointManager(places[0], state(), local_tier=places[1], options=options)
+    for step in (1, 2):
+        manager.save(step)
+        manager.step(step)
+    manager.save_unsaved()
+    manager.close()
+    assert steps(places[0]) == [1, 2]
+
+
+class Monitor:
+    last_step = None
+    stirred = False
+
+    def stop_now(self, step):
+        return self.stirred
+
+
+def test_a_stop_is_uploaded(places):
+    options, monitor = replace(OPTIONS, upload_every=LOCAL_ONLY), Monitor()
+    manager = CheckpointManager(
+        places[0], state(), local_tier=places[1], options=options, monitor=monitor
+    )
+    manager.save(1)
+    manager.save(2)
+    monitor.stirred = True
+    with pytest.raises(Preempted):
+        manager.step(2)
+    manager.close()
+    assert steps(places[0]) == [1, 2]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+root, near, upload_every, obstacle = sys.argv[1:]
+it = {"weights": np.zeros(50_000), "table": {"step": 0}}
+options = CheckpointOptions(upload_every=int(upload_every), pause=600.0)
+manager = CheckpointManager(root, it, local_tier=near, options=options)
+for step in (1, 2, 3):
+    it["weights"][:] = it["table"]["step"] = step
+    if step == 3 and obstacle:
+        open(os.path.join(root, obstacle), "w").close()
+    manager.save(step, {"loss": 1 / step}, blocking=True)
+    print(step, flush=True)
+"""
+
+
+def saving(places, upload_every, obstacle=""):
+    """A process that saves three times; ``obstacle`` is in the way of its third upload."""
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, *map(str, places), str(upload_every), obstacle],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def test_after_a_kill_the_tier_is_restored_and_then_uploaded(places):
+    process = saving(places, LOCAL_ONLY)
+    while process.stdout.readline().strip() != b"3":
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+    process.stdout.close()
+    assert steps(places[0]) == [1]
+
+    it = state()
+    manager = CheckpointManager(places[0], it, local_tier=places[1], options=OPTIONS)
+    assert manager.restore_latest() == 3
+    assert (it["weights"] == 3).all()
+    fill(it, -1)
+    manager.close()
+    assert steps(places[0]) == [1, 3]
+    back = state()
+    alone = CheckpointManager(places[0], back, options=OPTIONS)
+    assert alone.restore_latest() == 3
+    assert (back["weights"] == 3).all()
+    (manifest,) = places[0].glob("step-0000000003*/MANIFEST.json")
+    assert '"loss": 0.33' in manifest.read_text()
+    alone.close()
+
+
+def test_a_kill_during_the_upload_loses_nothing(places):
+    root, _ = places
+    # As a store is that is away: there will be attempts without an end.
+    process = saving(places, 1, "step-0000000003.g01-0002")
+    wait_until(
+        lambda: places[1].exists() and 3 in steps(places[1]),
+        what="step 3 in the tier",
+        deadline=Deadline(60.0),
+    )
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+    process.stdout.close()
+    assert steps(root) == [1, 2]
+    (root / "step-0000000003.g01-0002").unlink()
+
+    it = state()
+    with contextlib.closing(
+        CheckpointManager(root, it, local_tier=places[1], options=OPTIONS)
+    ) as manager:
+        assert manager.restore_latest() == 3
+        assert (it["weights"] == 3).all()
+    assert steps(root) == [1, 2, 3]
+
+
+def test_without_its_tier_a_run_goes_on_from_the_root(places):
+    process = saving(places, 2)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    shutil.rmtree(places[1])  # the pod came back on another node
+    it = state()
+    manager = CheckpointManager(places[0], it, local_tier=places[1], options=OPTIONS)
+    assert manager.restore_latest() == 3
+    manager.close()
+
+
+def test_a_tier_that_fails_is_no_error_of_a_save(manager, places, caplog):
+    manager.save(1, blocking=True)
+    # In the way of the next save; permissions do not stop root.
+    (tier_of(places[1]) / "step-0000000002.g01-0001").write_text("")
+    fill(manager.it, 2)
+    manager.save(2, blocking=True)
+    assert manager.last_saved_step == 2
+    assert manager.last_local_step == 1
+    fill(manager.it, 0)
+    assert manager.restore_latest() == 2
+    assert (manager.it["weights"] == 2).all()
+
+
+def test_a_save_that_only_the_tier_was_to_have_goes_to_the_root_next_time(places, caplog):
+    options = replace(OPTIONS, upload_every=LOCAL_ONLY)
+    manager = CheckpointManager(places[0], state(), local_tier=places[1], options=options)
+    manager.save(1, blocking=True)
+    (tier_of(places[1]) / "step-0000000002.g01-0001").write_text("")
+    manager.save(2, blocking=True)
+    assert "step 2 is not in the local tier, since rank 0 failed" in caplog.text
+    assert steps(places[0]) == steps(places[1]) == [1]
+    manager.save(3, blocking=True)
+    manager.save(4, blocking=True)
+    assert steps(places[0]) == [1, 3]
+    manager.close()
+
+
+def test_a_tier_in_the_way_is_one_message(tmp_path):
+    with pytest.raises(UsageError, match="is the folder of checkpoints itself"):
+        CheckpointManager(tmp_path, state(), local_tier=tmp_path, options=OPTIONS)
+    with pytest.raises(UsageError, match="expected a folder on a disk of this node"):
+        CheckpointManager(tmp_path, state(), local_tier="memory://x", options=OPTIONS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        CheckpointManager(tmp_path, state(), local_tier=tmp_path / "file", options=OPTIONS)
+    # The folder was left to others each time.
+    CheckpointManager(tmp_path, state(), options=replace(OPTIONS, patience=0.1)).close()
+
+
+def on_nodes(on_ranks, places, nodes, work, **options):
+    """Ranks that share the root, and each ``nodes`` th of them a tier."""
+    root, near = places
+
+    def rank(communicator):
+        it = {**state(), "own": PerRank({"rank": -1})}
+        manager = CheckpointManager(
+            root,
+            it,
+            communicator=communicator,
+            local_tier=near / f"node{communicator.rank * nodes // communicator.world_size}",
+            options=replace(FOREGROUND, **options),
+        )
+        try:
+            return work(manager, it, communicator.rank)
+        finally:
+            manager._hold.release()  # as a kill does: nothing else is given back
+
+    results = on_ranks(4, rank)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def save_three(manager, it, rank):
+    for step in (1, 2, 3):
+        fill(it, step)
+        it["own"].value["rank"] = rank
+        manager.save(step, {"loss": 1 / step}, blocking=True)
+    return manager.last_saved_step, manager.last_local_step
+
+
+def restore(manager, it, rank):
+    step = manager.restore_latest()
+    assert (it["weights"] == step).all()
+    assert it["own"].value["rank"] == rank
+    manager.wait()
+    return step
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_ranks_on_several_nodes(on_ranks, places, nodes):
+    uploaded = on_nodes(on_ranks, places, nodes, save_three, upload_every=LOCAL_ONLY)
+    assert uploaded == [(1, 3)] * 4
+    assert steps(places[0]) == [1]
+    assert on_nodes(on_ranks, places, nodes, restore) == [3] * 4
+    assert steps(places[0]) == [1, 3]
+    assert '"loss": 0.33' in (newest(places[0]) / "MANIFEST.json").read_text()
+
+
+def test_a_node_that_is_gone_takes_its_steps_along(on_ranks, places):
+    on_nodes(on_ranks, places, 2, save_three, upload_every=LOCAL_ONLY)
+    shutil.rmtree(places[1] / "node1")
+    assert on_nodes(on_ranks, places, 2, restore) == [1] * 4
+
+
+def test_damage_on_one_node_lets_all_take_an_older_step(on_ranks, places, caplog):
+    on_nodes(on_ranks, places, 2, save_three, upload_every=LOCAL_ONLY)
+    (own,) = (places[1] / "node0").glob("run-*/rank00000-of-00004/step-0000000003*")
+    damage(own)
+    assert on_nodes(on_ranks, places, 2, restore) == [2] * 4
+    assert "step 3 on the nodes is passed over" in caplog.text
+
+
+def test_a_tier_that_fails_on_one_node(on_ranks, places, caplog):
+    def work(manager, it, rank):
+        for step in (1, 2, 3, 4):
+            fill(it, step)
+            it["own"].value["rank"] = rank
+            if step == 2 and rank == 3:
+                tier = Path(manager._tier.folder)
+                (tier / "step-0000000002.g01-0001").write_text("")
+            manager.save(step, blocking=True)
+
+    on_nodes(on_ranks, places, 2, work, upload_every=LOCAL_ONLY)
+    assert "step 2 is not in the local tier, since rank 3 failed" in caplog.text
+    assert steps(places[0]) == [1, 3]
+    assert on_nodes(on_ranks, places, 2, restore) == [4] * 4
+
+
+def test_what_the_root_has_newer_is_not_undone(on_ranks, places):
+    on_nodes(on_ranks, places, 2, save_three, upload_every=LOCAL_ONLY)
+
+    def elsewhere(communicator):
+        it = {**state(7), "own": PerRank({"rank": communicator.rank})}
+        manager = CheckpointManager(places[0], it, communicator=communicator, options=FOREGROUND)
+        manager.save(7, blocking=True)
+        manager.close()
+
+    on_ranks(4, elsewhere)
+    assert on_nodes(on_ranks, places, 2, restore) == [7] * 4
+
+
+def test_whether_ranks_share_a_tier_is_seen(on_ranks, tmp_path):
+    root = open_storage(tmp_path / "root")
+
+    def rank(communicator):
+        tier = open_tier(tmp_path / "near", root, communicator, timeout=30.0)
+        apart = open_tier(tmp_path / f"n{communicator.rank}", root, communicator, timeout=30.0)
+        return tier.shared, apart.shared
+
+    assert on_ranks(2, rank) == [(True, False)] * 2
+    assert open_tier(None, root, Communicator.solo(), timeout=1.0) is None
+    assert not [name for name in os.listdir(tier_of(tmp_path / "near")) if "seen" in name]
