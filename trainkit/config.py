@@ -102,6 +102,12 @@ class Settings:
         30.0,
         "seconds between the notice to stop and the kill; as terminationGracePeriodSeconds",
     )
+    local_tier: str | None = _setting(
+        "TRAINKIT_LOCAL_TIER",
+        str,
+        None,
+        "folder on each node that a checkpoint reaches before the checkpoint folder",
+    )
     mnist_url: str | None = _setting(
         "TRAINKIT_MNIST_URL", str, None, "mirrors of the MNIST files, separated by commas"
     )

@@ -180,7 +180,7 @@ def _looks(url: str, count: int, rounds: int) -> Iterator[list[str]]:
     options = CheckpointOptions(read_only=True)
     manager = CheckpointManager(url, {"values": {"step": 0}}, options=options)
     storage = CountingStorage(open_storage(url))
-    manager._storage = storage  # type: ignore[assignment]
+    manager._root.storage = storage  # type: ignore[assignment]
     actions: dict[str, Callable[[], Any]] = {
         "latest_step()": manager.latest_step,
         "all_steps()": lambda: len(manager.all_steps()),

@@ -1,5 +1,6 @@
 """Damage of any kind is found before anything is changed, and the next older one is taken."""
 
+import contextlib
 import random
 import shutil
 
@@ -36,7 +37,8 @@ def files(folder):
 
 def restored(root):
     back = state(0)
-    step = CheckpointManager(root, back).restore_latest()
+    with contextlib.closing(CheckpointManager(root, back)) as manager:
+        step = manager.restore_latest()
     value = 0 if step is None else step
     assert (back["weights"] == value).all()
     assert back["table"]["value"] == value
@@ -161,7 +163,7 @@ def test_damage_that_one_rank_sees_counts_for_all(tmp_path, on_ranks, quick, mon
     def rank(communicator):
         back = state(0)
         manager = CheckpointManager(tmp_path, back, communicator=communicator, options=quick)
-        manager._storage.bad = communicator.rank == 1
+        manager._root.storage.bad = communicator.rank == 1
         return manager.restore_latest(), back["table"]["value"]
 
     assert on_ranks(2, rank) == [(1, 1), (1, 1)]

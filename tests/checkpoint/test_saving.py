@@ -179,11 +179,11 @@ def test_one_rank_that_cannot_write_fails_the_save_of_all(
             tmp_path, {"box": box(1)}, communicator=communicator, options=quick
         )
         manager.save(1, blocking=True)
-        manager._storage.full = communicator.rank == failing
+        manager._root.storage.full = communicator.rank == failing
         try:
             manager.save(2, blocking=True)
         except OSError as error:
-            manager._storage.full = False
+            manager._root.storage.full = False
             manager.save(3, blocking=True)
             return error.errno, str(error), manager.all_steps()
 

@@ -322,7 +322,7 @@ def on_nodes(on_ranks, places, nodes, work, **options):
         try:
             return work(manager, it, communicator.rank)
         finally:
-            manager._hold.release()  # as a kill does: nothing else is given back
+            manager._root.hold.release()  # as a kill does: nothing else is given back
 
     results = on_ranks(4, rank)
     for result in results:
@@ -377,7 +377,7 @@ def test_a_tier_that_fails_on_one_node(on_ranks, places, caplog):
             fill(it, step)
             it["own"].value["rank"] = rank
             if step == 2 and rank == 3:
-                tier = Path(manager._tier.folder)
+                tier = Path(manager._root.tier.folder)
                 (tier / "step-0000000002.g01-0001").write_text("")
             manager.save(step, blocking=True)
 

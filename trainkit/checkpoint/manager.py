@@ -1,32 +1,26 @@
 """The one object that a training loop talks to about checkpoints."""
 
-import heapq
 import logging
 import operator
 import os
 import sys
 import time
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from trainkit.checkpoint.adapters.state import check_state
-from trainkit.checkpoint.format import catalog
-from trainkit.checkpoint.format.layout import StepFolder
-from trainkit.checkpoint.holding import Hold, hold_together
 from trainkit.checkpoint.initial import load_weights
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
-from trainkit.checkpoint.restoring import Found, Restorer
+from trainkit.checkpoint.restoring import Found
 from trainkit.checkpoint.retention import RetentionPolicy, as_policy
-from trainkit.checkpoint.save.retention import Retention
-from trainkit.checkpoint.save.tiers import LocalTier
+from trainkit.checkpoint.root import OpenRoot
+from trainkit.checkpoint.save.pace import Plan
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
-from trainkit.checkpoint.tiers import clear_tier, open_tier, upload_leftover
-from trainkit.coordination import Communicator, PrefixedStore
+from trainkit.coordination import Communicator
 from trainkit.errors import ExitCode, InputMissingError, Preempted, TrainkitError, UsageError
-from trainkit.storage import Storage, open_storage
+from trainkit.storage import open_storage
 
 __all__ = ["CheckpointManager"]
 
@@ -98,45 +92,23 @@ class CheckpointManager:
         self._next_look = 0
         self._restored_step: int | None = None
         self._seen_step: int | None = None
-        self._storage = None if url is None else open_storage(url)
+        self._stopped_step: int | None = None
+        self._root: OpenRoot | None = None
         self._saver: Saver | None = None
-        self._hold: Hold | None = None
-        self._tier: LocalTier | None = None
-        if self._storage is not None and not self._options.read_only:
-            self._hold = hold_together(self._storage, self._communicator, self._options)
-            generation = self._hold.generation
-            try:
-                self._tier = open_tier(
-                    local_tier,
-                    self._storage,
-                    self._communicator,
-                    timeout=self._options.timeout,
-                )
-            except BaseException:
-                self._hold.release()
-                raise
-            self._saver = Saver(
-                self._storage,
-                state,
-                self._communicator,
-                self._options,
-                generation,
-                # A run may have several managers, and their generations are often the same.
-                PrefixedStore(f"checkpoint/{self._hold.name}", self._communicator.store),
-                Retention(self._storage, policy, generation=generation),
-                self._tier,
-            )
-            # At exit too: what was being saved when a script ends is still committed.
-            weakref.finalize(self, self._saver.finish, self._options.exit_timeout)
-            return
+        if url is not None:
+            storage = open_storage(url)
+            self._root = OpenRoot(storage, state, self._communicator, self._options)
+            if not self._options.read_only:
+                self._saver = self._root.take(policy, local_tier)
+                return
         self._next_look = _NEVER
-        if self._storage is None and self._communicator.rank == 0:
+        if url is None and self._communicator.rank == 0:
             log.warning("no checkpoint folder was given: nothing is saved, a restart begins anew")
 
     @property
     def url(self) -> str | None:
         """Where checkpoints lie, in full; None where nothing is saved."""
-        return None if self._storage is None else self._storage.url
+        return None if self._root is None else self._root.storage.url
 
     @property
     def last_saved_step(self) -> int | None:
@@ -210,9 +182,9 @@ class CheckpointManager:
         metrics: Mapping[str, float] | None,
         *,
         blocking: bool = False,
-        upload: bool = False,
+        upload: bool | None = None,
     ) -> None:
-        """Begin a save; ``upload``: to ``url`` in any case, whoever's turn it is."""
+        """Begin a save, to ``url`` or to the local tier alone; by turns if ``upload`` is None."""
         if self._saver is None:
             return
         began = time.monotonic()
@@ -221,7 +193,9 @@ class CheckpointManager:
         together = self._communicator.world_size > 1
         try:
             self._saver.settle()
-            self._saver.begin(step, numbers, upload=self._saver.next_upload(wanted=upload))
+            if upload is None:
+                upload = self._saver.next_upload()
+            self._saver.begin(step, numbers, upload=upload)
         except (Exception, TrainkitError):
             # What only this rank's state has, the others hear of where all of them settle.
             if not together or blocking or not self._saver.background:
@@ -242,6 +216,36 @@ class CheckpointManager:
             return
         if not self._is_uploaded(self._seen_step):
             self._begin(self._seen_step, None, upload=True)
+
+    def save_for_stop(self, step: int, metrics: Mapping[str, float] | None = None) -> str:
+        """Save ``step`` as well as the time until the kill allows, and say what came of it.
+
+        Called by every rank at the same step. By how long the last saves took, it is saved to
+        ``url``, or to the local tier alone, or not at all; what is under way is finished first.
+
+        Raises what ``save`` raises.
+        """
+        if self._saver is None:
+            return "nothing is saved"
+        if self._is_uploaded(step):
+            self.wait()
+            return f"it is saved in {self.url}"
+        if self._stopped_step == step:
+            return "it was decided before what is saved of it"
+        self._stopped_step = step
+        left = getattr(self._monitor, "time_left", lambda: None)()
+        plan = self._saver.plan_stop(left)
+        if plan is Plan.UPLOAD:
+            self._begin(step, metrics, upload=True)
+        elif plan is Plan.KEEP and not self._is_saved(step):
+            self._begin(step, metrics, upload=False)
+        self.wait()
+        if plan is Plan.UPLOAD:
+            return f"it is saved in {self.url}"
+        if plan is Plan.KEEP and self.last_local_step == step:
+            return f"it is saved on this node alone, since {self.url} would have taken too long"
+        last = "nothing is" if self.last_saved_step is None else f"step {self.last_saved_step} is"
+        return f"there was no time to save it; {last} saved in {self.url}"
 
     def restore_latest(self, *, init_from: str | os.PathLike[str] | None = None) -> int | None:
         """Restore the newest checkpoint that is whole.
@@ -264,19 +268,11 @@ class CheckpointManager:
                 difference, and nothing was changed.
             InputMissingError: nothing lies at ``init_from``.
         """
-        if self._storage is not None:
+        if self._root is not None:
             self.wait()
-            if self._tier is not None and self._saver is not None:
-                upload_leftover(
-                    self._tier,
-                    self._storage,
-                    self._communicator,
-                    name=self._saver.name_next,
-                    timeout=self._options.timeout,
-                )
-            found = self._restorer(self._storage).newest()
+            found = self._root.restore_newest()
             if found is not None:
-                step = self._restored(found)
+                step = self._restored(self._root, found)
                 if not found.uploaded:
                     # What the run before could not upload any more, this one does.
                     self._begin(step, found.metrics, upload=True)
@@ -294,31 +290,20 @@ class CheckpointManager:
             CheckpointDamagedError: it is damaged.
             EnvironmentFaultError: it is of another model or state.
         """
-        if self._storage is None:
+        if self._root is None:
             raise InputMissingError(f"step {step} cannot be restored: no checkpoint folder given")
         self.wait()
-        return self._restored(self._restorer(self._storage).step(step))
+        return self._restored(self._root, self._root.restore_step(step))
 
     def latest_step(self) -> int | None:
         """The step that ``restore_latest`` would take, as far as sizes tell; asks one rank only."""
-        return next((folder.step for folder in self._valid()), None)
+        found = () if self._root is None else self._root.steps()
+        return next((folder.step for folder in found), None)
 
     def all_steps(self) -> list[int]:
         """Steps of all valid checkpoints, ascending; asks one rank only."""
-        return sorted({folder.step for folder in self._valid()})
-
-    def _valid(self) -> Iterator[StepFolder]:
-        """Checkpoints that ``restore`` could take, newest first, as far as sizes tell."""
-        if self._storage is None:
-            return iter(())
-        there = (folder for folder, _ in catalog.valid(self._storage))
-        near = () if self._near is None else [folder for folder, _ in catalog.valid(self._near)]
-        return heapq.merge(there, near, key=lambda folder: folder.age, reverse=True)
-
-    @property
-    def _near(self) -> Storage | None:
-        """The local tier, where it is a root of checkpoints."""
-        return self._tier.storage() if self._tier is not None and self._tier.shared else None
+        found = () if self._root is None else self._root.steps()
+        return sorted({folder.step for folder in found})
 
     def wait(self) -> None:
         """Wait until what was saved is committed; every rank calls it.
@@ -340,16 +325,14 @@ class CheckpointManager:
                 What this rank has to write is still written, within ``exit_timeout`` seconds.
         """
         closed, self._closed = self._closed, True
-        if self._saver is None or closed:
+        if self._root is None or closed:
             return
         try:
             if not failed:
                 self.wait()
-                self._leave_tier()
+                self._root.clear_tier()
         finally:
-            self._saver.finish(self._options.exit_timeout)
-            if self._hold is not None:
-                self._hold.release()
+            self._root.leave()
 
     def _look(self, step: int, metrics: Mapping[str, float] | None) -> bool:
         """Look after the save under way, and ask the policy if it is time for that."""
@@ -364,18 +347,6 @@ class CheckpointManager:
             return False
         self.save(step, metrics)
         return True
-
-    def _leave_tier(self) -> None:
-        """Give the space of the local tier back, once ``url`` has all that was in it."""
-        tier, saver = self._tier, self._saver
-        if tier is None or saver is None or saver.kept is None or saver.kept != saver.committed:
-            return
-        if tier.shared and self._communicator.rank != 0:
-            return
-        try:
-            clear_tier(tier)
-        except OSError as error:
-            log.warning("the local tier %s could not be emptied: %s", tier.folder, error)
 
     def _is_saved(self, step: int) -> bool:
         """Whether ``step`` is saved, or on its way."""
@@ -411,35 +382,20 @@ class CheckpointManager:
                 f"stopped after step {step} as asked; nothing is saved, since {why}",
                 exit_code=exit_code,
             )
-        if not self._is_uploaded(step):
-            self._begin(step, metrics, upload=True)
-        self.wait()
         raise Preempted(
-            f"stopped after step {step} as asked; it is saved in {self.url}",
+            f"stopped after step {step} as asked; {self.save_for_stop(step, metrics)}",
             exit_code=exit_code,
         )
 
-    def _restorer(self, storage: Storage) -> Restorer:
-        return Restorer(
-            storage,
-            self._state,
-            self._communicator,
-            self._options.timeout,
-            marks=not self._options.read_only,
-            near=self._near,
-        )
-
-    def _restored(self, found: Found) -> int:
-        folder = found.folder
-        self._restored_step = folder.step
+    def _restored(self, root: OpenRoot, found: Found) -> int:
+        self._restored_step = found.folder.step
         if self._saver is not None:
             self._saver.forget()
         self._schedule.restart()
         self._next_look = 0 if self._saver is not None else _NEVER
         if self._communicator.rank == 0:
-            place = self.url if not found.local or self._tier is None else self._tier.folder
-            log.info("restored step %d from %s/%s", folder.step, place, folder.name)
-        return folder.step
+            log.info("restored step %d from %s", found.folder.step, root.place(found))
+        return found.folder.step
 
 
 class _Unasked:

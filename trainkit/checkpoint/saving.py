@@ -14,6 +14,7 @@ from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.capture import Capture
 from trainkit.checkpoint.save.job import Job
+from trainkit.checkpoint.save.pace import Pace, Pending, Plan
 from trainkit.checkpoint.save.retention import Retention, remove_step
 from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.save.verdicts import Verdicts
@@ -100,6 +101,7 @@ class Saver:
         self._leave: StepFolder | None = None
         """In the tier, whole; it stays there until the next one is."""
         self._upload_next = False
+        self._pace = Pace()
         self._verdicts = Verdicts(store, communicator.rank, communicator.world_size)
         self.background = options.background and storage.reopenable
         """Whether saves are written beside training."""
@@ -114,15 +116,30 @@ class Saver:
         """The step of the save that is not settled; None if there is none."""
         return None if self._flight is None else self._flight.folder.step
 
+    def plan_stop(self, left: float | None) -> Plan:
+        """What to do with the state before a kill: the same on all ranks, which all call it.
+
+        By what rank 0 has measured, and the time of the rank that has least.
+
+        Args:
+            left: seconds until the kill, as far as this rank knows; None: no limit.
+        """
+        flight = self._flight
+        pending = None if flight is None else Pending(flight.deadline.elapsed, flight.upload)
+        told = self._communicator.all_gather_object((left, pending, self._pace))
+        known = [seconds for seconds, _, _ in told if seconds is not None]
+        _, pending, pace = told[0]
+        return pace.plan(min(known), pending) if known else Plan.UPLOAD
+
     @property
     def uploading(self) -> bool:
         """Whether the save that is not settled goes to the root."""
         return self._flight is not None and self._flight.upload
 
-    def next_upload(self, *, wanted: bool) -> bool:
-        """Whether the next save goes to the root: the same answer on all ranks."""
+    def next_upload(self) -> bool:
+        """Whether it is the root's turn at the next save: the same answer on all ranks."""
         turn = self._attempts % self._options.upload_every == 0
-        return wanted or self._tier is None or self._upload_next or turn
+        return self._tier is None or self._upload_next or turn
 
     def name_next(self, step: int) -> StepFolder:
         """The folder of the next attempt to save, whoever makes it."""
@@ -235,10 +252,17 @@ class Saver:
                 flight.failure.text,
                 flight.folder.step,
             )
-        if self._writer.kept:
+        kept, took = self._writer.kept, self._writer.seconds
+        if kept is not None:
             self.kept = self._leave = flight.folder
         if flight.upload:
             self.committed = flight.folder
+        # Copying is part of it, and of what a foreground writer measures.
+        copying = flight.stalled if self.background else 0.0
+        self._pace.note(
+            kept=None if kept is None else copying + kept,
+            uploaded=copying + took if flight.upload else None,
+        )
         if lead:
             self._tell_people(flight)
             if flight.upload:

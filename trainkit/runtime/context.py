@@ -28,12 +28,14 @@ class Context:
         monitor: RankMonitor,
         *,
         checkpoint_dir: str | None,
+        local_tier: str | None = None,
         seed: int,
     ) -> None:
         self._topology = topology
         self._strategy = strategy
         self._monitor = monitor
         self._checkpoint_dir = checkpoint_dir
+        self._local_tier = local_tier
         self._seed = seed
         self._console = Console(enabled=self.rank == 0)
         self._quiet_from = self._quiet_until = 0
@@ -129,7 +131,15 @@ class Context:
         return self._strategy.no_sync(model) if when else nullcontext()
 
     def checkpoints(
-        self, url: str | None = None, /, *, save: Any = None, keep: int = 3, **state: Any
+        self,
+        url: str | None = None,
+        /,
+        *,
+        save: Any = None,
+        keep: Any = 3,
+        local_tier: str | None = None,
+        options: Any = None,
+        **state: Any,
     ) -> "CheckpointManager":
         """Save and restore ``state`` together, for all ranks.
 
@@ -138,7 +148,10 @@ class Context:
                 TRAINKIT_CHECKPOINT_DIR by default. With none of them nothing is saved.
             save: when ``step`` saves: a number of steps, or a ``SavePolicy``; every ten
                 minutes by default.
-            keep: number of newest checkpoints to keep.
+            keep: number of newest checkpoints to keep, or a ``RetentionPolicy``.
+            local_tier: folder on each node that saves reach before; TRAINKIT_LOCAL_TIER by
+                default, else none.
+            options: ``CheckpointOptions``: numbers that seldom need a change.
             state: by name, anything with ``state_dict`` and ``load_state_dict``.
         """
         from trainkit.checkpoint import CheckpointManager, EverySteps
@@ -150,6 +163,8 @@ class Context:
             keep=keep,
             communicator=self._strategy.communicator,
             monitor=self._monitor,
+            local_tier=local_tier or self._local_tier,
+            options=options,
         )
         self.managers.append(manager)
         return manager

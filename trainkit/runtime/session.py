@@ -123,6 +123,7 @@ class Session:
             self._strategy,
             self._monitor,
             checkpoint_dir=checkpoint_dir or self._settings.checkpoint_dir,
+            local_tier=self._settings.local_tier,
             seed=seed or 0,
         )
         return self._context
@@ -149,8 +150,8 @@ class Session:
         step = self._monitor.stopped_at if self._monitor is not None else None
         for manager in self._context.managers if self._context is not None else ():
             manager.wait()
-            if step is not None and manager.last_saved_step != step:
-                manager.save(step, blocking=True)
+            if step is not None:
+                manager.save_for_stop(step)
 
     def close(self, *, failed: bool) -> None:
         """Leave in order; after a failure without waiting for anybody."""

@@ -90,7 +90,7 @@ def test_who_wrote_it(tmp_path, box):
     manager = CheckpointManager(tmp_path, {"box": box(1)})
     manager.save(1)
     manager.close()
-    storage = manager._storage
+    storage = manager._root.storage
     found = inspect(storage, newest_whole(storage))
     assert found.writer == {"host": socket.gethostname(), "pid": os.getpid()}
     assert found.manifest.written_by.startswith("trainkit ")

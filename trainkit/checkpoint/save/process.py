@@ -51,8 +51,10 @@ class WriterProcess:
             tier: where saves go before, if anywhere.
         """
         self.arena = Arena()
-        self.kept = False
-        """Whether the local tier has what was submitted last."""
+        self.kept: float | None = None
+        """Seconds until the local tier had what was submitted last; None if it has not."""
+        self.seconds = 0.0
+        """That the last work took."""
         self._url = url
         self._tier = tier
         self._owner = os.getpid()
@@ -81,7 +83,7 @@ class WriterProcess:
         self._rank = job.rank
         self._work = {"do": "save", "job": job.to_json(), "files": files, "again": False}
         self._deaths = 0
-        self.kept = False
+        self.kept = None
         self.start()
 
     def make_ready(self) -> None:
@@ -112,8 +114,9 @@ class WriterProcess:
         except (OSError, EOFError):
             return self._died()
         if "failure" not in message:
-            self.kept = True
+            self.kept = message["kept"]
             return False, None
+        self.seconds = message["seconds"]
         self._work = None
         failure = message["failure"]
         return True, None if failure is None else Failure(**failure)

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -77,14 +78,14 @@ class _Worker:
 
     def _work(self, message: dict[str, Any]) -> None:
         job = Job.from_json(message["job"])
-        failure = None
+        failure, began = None, time.monotonic()
         try:
             self._save(job, message["files"], again=message["again"])
         except (Exception, TrainkitError) as error:
             if not isinstance(error, (TrainkitError, OSError, GivenUpError)):
                 logging.getLogger(__name__).exception("saving step %d failed", job.folder.step)
             failure = asdict(Failure.of(job.rank, error))
-        self._tell({"failure": failure})
+        self._tell({"failure": failure, "seconds": time.monotonic() - began})
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:
@@ -95,7 +96,7 @@ class _Worker:
     def _save(self, job: Job, files: dict[str, list[int]], *, again: bool) -> None:
         if self._storage is None:
             self._storage = open_storage(self._url)
-        storage, tier = self._storage, self._tier
+        storage, tier, began = self._storage, self._tier, time.monotonic()
         if again:
             for begun in (storage, *(() if tier is None else (tier.storage(),))):
                 take_up(begun, job, list(files))
@@ -108,7 +109,7 @@ class _Worker:
                     job,
                     lambda place: put_views(place, job, views),
                     check=self._check,
-                    kept=lambda: self._tell({"kept": True}),
+                    kept=lambda: self._tell({"kept": time.monotonic() - began}),
                 )
             finally:
                 for view in views.values():

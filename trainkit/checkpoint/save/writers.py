@@ -14,6 +14,7 @@ from trainkit.checkpoint.save.tiers import LocalTier, save_everywhere
 from trainkit.errors import RetryableError, TrainkitError
 from trainkit.resources.memory import memory_left
 from trainkit.storage import Storage
+from trainkit.waiting import Deadline
 
 __all__ = ["Background", "Foreground", "Writer"]
 
@@ -31,8 +32,13 @@ class Writer(Protocol):
     """Takes one job at a time."""
 
     @property
-    def kept(self) -> bool:
-        """Whether the local tier has what this rank saves by the job submitted last."""
+    def kept(self) -> float | None:
+        """Seconds until the local tier had this rank's files of the last job; None: it has not."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long the last job took that has ended, without the copying before it."""
         ...
 
     def warm(self, size: int) -> None:
@@ -66,7 +72,9 @@ class Foreground:
     """Does a job at once, with no more than a tensor's bytes in memory."""
 
     def __init__(self, storage: Storage, tier: LocalTier | None) -> None:
-        self.kept = False
+        self.kept: float | None = None
+        self.seconds = 0.0
+        self._began = Deadline(0.0)
         self._storage = storage
         self._tier = tier
         self._failure: Failure | None = None
@@ -78,7 +86,7 @@ class Foreground:
         """See ``Writer.submit``; what fails is told by ``poll``."""
         # What nobody catches here, such as Ctrl-C, leaves it at that.
         self._failure = Failure.of(job.rank, RetryableError("the save was interrupted"))
-        self.kept = False
+        self.kept, self._began = None, Deadline(0.0)
         tried: set[str] = set()
 
         def put(place: Storage) -> dict[str, FileRecord]:
@@ -93,6 +101,7 @@ class Foreground:
             self._failure = Failure.of(job.rank, error)
         else:
             self._failure = None
+        self.seconds = self._began.elapsed
 
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:
         """See ``Writer.poll``."""
@@ -105,7 +114,7 @@ class Foreground:
         """See ``Writer.close``."""
 
     def _keep(self) -> None:
-        self.kept = True
+        self.kept = self._began.elapsed
 
     def _put(
         self, storage: Storage, job: Job, images: Sequence[FileImage], again: bool
@@ -130,9 +139,14 @@ class Background:
         self._current: WriterProcess | Foreground = self._process
 
     @property
-    def kept(self) -> bool:
+    def kept(self) -> float | None:
         """See ``Writer.kept``."""
         return self._current.kept
+
+    @property
+    def seconds(self) -> float:
+        """See ``Writer.seconds``."""
+        return self._current.seconds
 
     def warm(self, size: int) -> None:
         """See ``Writer.warm``: the other process starts, and fetches the memory."""

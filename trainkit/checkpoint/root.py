@@ -1,0 +1,142 @@
+"""A root of checkpoints, opened for one run on all ranks: its storage, hold, tier and saver."""
+
+import heapq
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.holding import Hold, hold_together
+from trainkit.checkpoint.options import CheckpointOptions
+from trainkit.checkpoint.restoring import Found, Restorer
+from trainkit.checkpoint.retention import RetentionPolicy
+from trainkit.checkpoint.save.retention import Retention
+from trainkit.checkpoint.save.tiers import LocalTier
+from trainkit.checkpoint.saving import Saver
+from trainkit.checkpoint.tiers import clear_tier, open_tier, upload_leftover
+from trainkit.coordination import Communicator, PrefixedStore
+from trainkit.storage import Storage
+
+__all__ = ["OpenRoot"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class OpenRoot:
+    """What a manager has where checkpoints can be; each method but ``steps`` is for all ranks."""
+
+    storage: Storage
+    state: Mapping[str, Any]
+    communicator: Communicator
+    options: CheckpointOptions
+    saver: Saver | None = None
+    """None where nothing is ever written."""
+    hold: Hold | None = None
+    tier: LocalTier | None = None
+
+    def take(self, policy: RetentionPolicy, local_tier: str | os.PathLike[str] | None) -> Saver:
+        """Take the root for this run, until ``leave``, to save to it.
+
+        Args:
+            policy: which checkpoints stay.
+            local_tier: folder on each node that saves reach before; None for none.
+
+        Raises:
+            NoPermissionError: nothing can be written there.
+            EnvironmentFaultError: another run has it and is alive, or ranks do not see the same
+                folder, or it is not one of checkpoints.
+            UsageError: ``local_tier`` is no folder on a node.
+        """
+        options, communicator = self.options, self.communicator
+        self.hold = hold_together(self.storage, communicator, options)
+        try:
+            self.tier = open_tier(local_tier, self.storage, communicator, timeout=options.timeout)
+        except BaseException:
+            self.hold.release()
+            raise
+        generation = self.hold.generation
+        saver = self.saver = Saver(
+            self.storage,
+            self.state,
+            communicator,
+            options,
+            generation,
+            # A run may have several managers, and their generations are often the same.
+            PrefixedStore(f"checkpoint/{self.hold.name}", communicator.store),
+            Retention(self.storage, policy, generation=generation),
+            self.tier,
+        )
+        # At exit too: what was being saved when a script ends is still committed.
+        weakref.finalize(self, saver.finish, options.exit_timeout)
+        return saver
+
+    def restore_newest(self) -> Found | None:
+        """Restore the newest checkpoint that is whole, wherever it lies; None if there is none.
+
+        Raises what ``Restorer.newest`` raises, and what saving does where only the nodes still
+        have the newest one.
+        """
+        if self.saver is not None and self.tier is not None:
+            upload_leftover(
+                self.tier,
+                self.storage,
+                self.communicator,
+                name=self.saver.name_next,
+                timeout=self.options.timeout,
+            )
+        return self._restorer.newest()
+
+    def restore_step(self, step: int) -> Found:
+        """Restore the checkpoint of ``step``; raises what ``Restorer.step`` raises."""
+        return self._restorer.step(step)
+
+    def steps(self) -> Iterator[StepFolder]:
+        """Checkpoints that could be restored, newest first, as far as sizes tell."""
+        there = (folder for folder, _ in catalog.valid(self.storage))
+        near = () if self._near is None else (folder for folder, _ in catalog.valid(self._near))
+        return heapq.merge(there, near, key=lambda folder: folder.age, reverse=True)
+
+    def place(self, found: Found) -> str:
+        """Where a checkpoint lies, for people."""
+        above = self.tier.folder if found.local and self.tier is not None else self.storage.url
+        return f"{above}/{found.folder.name}"
+
+    def clear_tier(self) -> None:
+        """Give the space of the local tier back, if the storage has all that was in it."""
+        tier, saver = self.tier, self.saver
+        if tier is None or saver is None or saver.kept is None or saver.kept != saver.committed:
+            return
+        if tier.shared and self.communicator.rank != 0:
+            return
+        try:
+            clear_tier(tier)
+        except OSError as error:
+            log.warning("the local tier %s could not be emptied: %s", tier.folder, error)
+
+    def leave(self) -> None:
+        """Wait for this rank's own work, and leave the root to others; asks no other rank."""
+        if self.saver is not None:
+            self.saver.finish(self.options.exit_timeout)
+        if self.hold is not None:
+            self.hold.release()
+
+    @property
+    def _near(self) -> Storage | None:
+        """The local tier, where it is a root of checkpoints itself."""
+        return self.tier.storage() if self.tier is not None and self.tier.shared else None
+
+    @property
+    def _restorer(self) -> Restorer:
+        return Restorer(
+            self.storage,
+            self.state,
+            self.communicator,
+            self.options.timeout,
+            marks=not self.options.read_only,
+            near=self._near,
+        )
