@@ -48,6 +48,24 @@ def objects(url):
     return {key: storage._fs.cat_file(key) for key in storage._fs.find(storage._root)}
 
 
+def test_saves_of_which_most_does_not_change(s3):
+    """The base of a fine-tuning: the store copies it, and each checkpoint is whole by itself."""
+    frozen = np.random.default_rng(0).random(3 << 20)  # 24 MiB
+    state = {"model": {"frozen": frozen, "trained": np.zeros(2 << 20)}}
+    manager = CheckpointManager(s3, state, keep=2)
+    for step in range(1, 5):
+        state["model"]["trained"][:] = step
+        manager.save(step, blocking=True)
+    manager.close()
+    assert manager.all_steps() == [3, 4]
+    back = {"model": {"frozen": np.zeros(3 << 20), "trained": np.zeros(2 << 20)}}
+    reader = CheckpointManager(s3, back, options=CheckpointOptions(read_only=True))
+    for step in (3, 4):
+        assert reader.restore(step) == step
+        assert (back["model"]["frozen"] == frozen).all()
+        assert (back["model"]["trained"] == step).all()
+
+
 def test_saves_are_kept_and_restored(s3):
     state = weights()
     manager = CheckpointManager(s3, state, keep=2)

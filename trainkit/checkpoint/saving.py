@@ -183,6 +183,7 @@ class Saver:
                 attempts=self._options.attempts,
                 pause=self._options.pause,
                 upload=upload,
+                like=None if self.committed is None else self.committed.name,
                 leave=None if self._leave is None else self._leave.name,
             )
             self._writer.submit(job, images, self._check_others)

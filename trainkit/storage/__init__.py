@@ -1,6 +1,6 @@
 """One interface over the places where checkpoints and data lie."""
 
-from trainkit.storage.base import Bytes, ObjectInfo, Storage
+from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Storage
 from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.local import LocalStorage
 from trainkit.storage.objects import ObjectStorage
@@ -8,6 +8,7 @@ from trainkit.storage.opening import open_storage
 
 __all__ = [
     "Bytes",
+    "Likeness",
     "LocalStorage",
     "ObjectInfo",
     "ObjectStorage",

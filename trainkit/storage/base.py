@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias
 
 from trainkit.errors import DataError
 
-__all__ = ["Bytes", "ObjectInfo", "Storage", "parts_of"]
+__all__ = ["Bytes", "Likeness", "ObjectInfo", "Storage", "parts_of"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -20,6 +20,17 @@ class ObjectInfo:
 
     size: int
     modified: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """An older object that has some bytes of a new one, at the same places.
+
+    ``ranges`` are pairs of the first byte and the one after the last, ascending and apart.
+    """
+
+    path: str
+    ranges: tuple[tuple[int, int], ...]
 
 
 class Storage(Protocol):
@@ -60,8 +71,13 @@ class Storage(Protocol):
         """
         ...
 
-    def write_all(self, files: Mapping[str, Bytes]) -> None:
+    def write_all(
+        self, files: Mapping[str, Bytes], alike: Mapping[str, Likeness] | None = None
+    ) -> None:
         """Write new objects, several at a time; all are durable on return.
+
+        ``alike`` says of some of them which older objects have parts of their bytes: a store
+        that can copies those, and no byte is sent twice. No object depends on another one.
 
         After an error none of them is there, as far as that can be said after an error; what
         lies in their folders beside them is not touched. Bytes that begin on a page boundary

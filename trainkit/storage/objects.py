@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import inspect
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,13 @@ from trainkit.errors import (
     TrainkitError,
     UsageError,
 )
-from trainkit.storage.base import Bytes, ObjectInfo, parts_of
+from trainkit.storage.base import Bytes, Likeness, ObjectInfo, parts_of
+from trainkit.storage.copies import can_copy, send_changed
 from trainkit.storage.credentials import has_secret, refuse_credentials, without_secrets
 
 __all__ = ["ObjectStorage"]
+
+log = logging.getLogger(__name__)
 
 _EXTRAS = {
     "s3": "s3",
@@ -92,7 +96,9 @@ class ObjectStorage:
         """See ``Storage.write``."""
         self.create(path, b"".join(parts))
 
-    def write_all(self, files: Mapping[str, Bytes]) -> None:
+    def write_all(
+        self, files: Mapping[str, Bytes], alike: Mapping[str, Likeness] | None = None
+    ) -> None:
         """See ``Storage.write_all``."""
         # Large ones take all of the connection as it is, and each is held in memory once more.
         small = [path for path, data in files.items() if len(data) <= _SMALL]
@@ -107,12 +113,29 @@ class ObjectStorage:
                 list(pool.map(send, small))
             for path in files:
                 if len(files[path]) > _SMALL:
-                    send(path)
+                    likeness = None if alike is None else alike.get(path)
+                    if likeness is None or not self._send_changed(path, files[path], likeness):
+                        send(path)
+                    else:
+                        sent.append(path)
         except BaseException:
             for path in sent:
                 with contextlib.suppress(OSError, TrainkitError):
                     self.delete(path)
             raise
+
+    def _send_changed(self, path: str, data: Bytes, likeness: Likeness) -> bool:
+        """Send what is new of an object, if the store can copy the rest; whether it is there."""
+        if not can_copy(self._fs):
+            return False
+        source = self._key(likeness.path)
+        try:
+            send_changed(self._fs, self._key(path), data, source, likeness)
+        except Exception as error:
+            # The older object may be gone, or the store may not copy: all bytes are here.
+            log.debug("%s is sent as a whole: %s", path, without_secrets(str(error)))
+            return False
+        return True
 
     def read(self, path: str) -> bytes:
         """See ``Storage.read``."""

@@ -5,7 +5,13 @@ import random
 import pytest
 import xxhash
 
-from trainkit.checkpoint.format.checksums import CHUNK_BYTES, ChunkHasher, FileRecord
+from trainkit.checkpoint.format.checksums import (
+    CHUNK_BYTES,
+    ChunkHasher,
+    FileRecord,
+    record_of,
+    unchanged,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +42,30 @@ def test_a_checksum_per_chunk_however_the_bytes_are_cut(size):
 def test_records_that_make_no_sense(value):
     with pytest.raises(ValueError, match="checksums"):
         FileRecord.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("size", "places", "ranges"),
+    [
+        (3, [], [(0, 24)]),
+        (3, [0], [(8, 24)]),
+        (3, [9], [(0, 8), (16, 24)]),
+        (3, [23], [(0, 16)]),
+        (3, [1, 9, 17], []),
+        (0, [], []),
+    ],
+)
+def test_what_two_files_have_in_common(size, places, ranges):
+    old = bytes(size * CHUNK_BYTES)
+    new = bytearray(old)
+    for place in places:
+        new[place << 20] = 1
+    found = unchanged(record_of(new), record_of(old))
+    assert found == tuple((begin << 20, end << 20) for begin, end in ranges)
+
+
+def test_files_of_other_lengths_have_whole_chunks_in_common():
+    old, short = bytes(2 * CHUNK_BYTES), bytes(CHUNK_BYTES + 3)
+    assert unchanged(record_of(short), record_of(old)) == ((0, CHUNK_BYTES),)
+    assert unchanged(record_of(old), record_of(short)) == ((0, CHUNK_BYTES),)
+    assert unchanged(record_of(short), record_of(short)) == ((0, CHUNK_BYTES + 3),)

@@ -9,7 +9,7 @@ import xxhash
 
 from trainkit.storage import Bytes
 
-__all__ = ["CHUNK_BYTES", "ChunkHasher", "FileRecord", "digest", "record_of"]
+__all__ = ["CHUNK_BYTES", "ChunkHasher", "FileRecord", "digest", "record_of", "unchanged"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """One checksum covers this many bytes; the last chunk of a file may be shorter."""
@@ -39,6 +39,20 @@ class FileRecord:
         if len(chunks) != -(-size // CHUNK_BYTES):
             raise ValueError(f"{len(chunks)} checksums for {size} bytes")
         return cls(size, tuple(chunks))
+
+
+def unchanged(new: FileRecord, old: FileRecord) -> tuple[tuple[int, int], ...]:
+    """Ranges of bytes that two files have in common at the same places, by their checksums."""
+    ranges: list[tuple[int, int]] = []
+    for number, (one, other) in enumerate(zip(new.chunks, old.chunks, strict=False)):
+        begin = number * CHUNK_BYTES
+        end = min(begin + CHUNK_BYTES, new.size)
+        if one != other or end != min(begin + CHUNK_BYTES, old.size):
+            continue
+        if ranges and ranges[-1][1] == begin:
+            begin, _ = ranges.pop()
+        ranges.append((begin, end))
+    return tuple(ranges)
 
 
 def digest(data: Bytes) -> str:

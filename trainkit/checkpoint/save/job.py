@@ -29,6 +29,8 @@ class Job:
     """Seconds before the second attempt; doubled before each further one."""
     upload: bool = True
     """Whether it goes to the root; else it stays in the local tier alone."""
+    like: str | None = None
+    """The step folder that was committed to the root last: what did not change is there."""
     leave: str | None = None
     """The step folder that stays in the local tier beside this one; None: all of them do."""
 

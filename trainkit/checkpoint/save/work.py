@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from trainkit.checkpoint.format.checksums import FileRecord, record_of
+from trainkit.checkpoint.format.checksums import FileRecord, record_of, unchanged
 from trainkit.checkpoint.format.layout import MANIFEST, part_path
 from trainkit.checkpoint.format.manifest import Part, TornManifestError
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.job import Job
 from trainkit.errors import InputMissingError, TrainkitError
-from trainkit.storage import Storage
+from trainkit.storage import Likeness, Storage
 from trainkit.waiting import Deadline
 
 __all__ = ["Put", "carry_out", "put_views", "take_up", "write_part"]
@@ -54,10 +54,31 @@ def write_part(storage: Storage, job: Job, put: Put) -> None:
     _patiently(job, lambda: create_once(storage, path, part))
 
 
-def put_views(storage: Storage, job: Job, views: Mapping[str, memoryview]) -> dict[str, FileRecord]:
-    """Write files whose bytes are in memory."""
-    storage.write_all({f"{job.folder.name}/{path}": view for path, view in views.items()})
-    return {path: record_of(view) for path, view in views.items()}
+def put_views(
+    storage: Storage,
+    job: Job,
+    views: Mapping[str, memoryview],
+    before: Mapping[str, FileRecord] | None = None,
+) -> dict[str, FileRecord]:
+    """Write files whose bytes are in memory.
+
+    Args:
+        storage: to write to.
+        job: what is done.
+        views: path → bytes.
+        before: files of ``job.like``, as this rank wrote them: what did not change since
+            then need not be sent again.
+    """
+    records = {path: record_of(view) for path, view in views.items()}
+    alike = {
+        f"{job.folder.name}/{path}": Likeness(f"{job.like}/{path}", ranges)
+        for path, record in records.items()
+        if before and path in before and (ranges := unchanged(record, before[path]))
+    }
+    storage.write_all(
+        {f"{job.folder.name}/{path}": view for path, view in views.items()}, alike or None
+    )
+    return records
 
 
 def take_up(storage: Storage, job: Job, paths: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trainkit.checkpoint.failure import Failure
+from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.save.arena import mapped
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.messages import receive, send
@@ -64,6 +65,8 @@ class _Worker:
         self._storage: Storage | None = None
         self._memory: mmap.mmap | None = None
         self._given_up = threading.Event()
+        self._sent: tuple[str, dict[str, FileRecord]] | None = None
+        """The step folder that went to the root last, and this rank's files in it."""
 
     def take(self, message: dict[str, Any], descriptor: int | None) -> None:
         """Act upon a message."""
@@ -102,12 +105,21 @@ class _Worker:
                 take_up(begun, job, list(files))
         with memoryview(self._memory or b"") as memory:
             views = {path: memory[begin : begin + size] for path, (begin, size) in files.items()}
+
+            def put(place: Storage) -> dict[str, FileRecord]:
+                if place is not storage:
+                    return put_views(place, job, views)
+                before = self._sent[1] if self._sent and self._sent[0] == job.like else None
+                records = put_views(place, job, views, before)
+                self._sent = job.folder.name, records
+                return records
+
             try:
                 save_everywhere(
                     storage,
                     tier,
                     job,
-                    lambda place: put_views(place, job, views),
+                    put,
                     check=self._check,
                     kept=lambda: self._tell({"kept": time.monotonic() - began}),
                 )
