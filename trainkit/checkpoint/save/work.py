@@ -73,7 +73,7 @@ def put_views(
     alike = {
         f"{job.folder.name}/{path}": Likeness(f"{job.like}/{path}", ranges)
         for path, record in records.items()
-        if before and path in before and (ranges := unchanged(record, before[path]))
+        if before and job.like and path in before and (ranges := unchanged(record, before[path]))
     }
     storage.write_all(
         {f"{job.folder.name}/{path}": view for path, view in views.items()}, alike or None
