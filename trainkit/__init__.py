@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainkit.runtime import init as init
     from trainkit.runtime import run as run
     from trainkit.state import PerRank as PerRank
+    from trainkit.state import Pickled as Pickled
     from trainkit.state import Progress as Progress
     from trainkit.state import Stateful as Stateful
     from trainkit.topology import Role as Role
@@ -30,6 +31,7 @@ _HOMES = {
     "Context": "trainkit.runtime",
     "ExitCode": "trainkit.errors",
     "PerRank": "trainkit.state",
+    "Pickled": "trainkit.state",
     "Preempted": "trainkit.errors",
     "Progress": "trainkit.state",
     "Role": "trainkit.topology",

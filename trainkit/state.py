@@ -1,10 +1,13 @@
-"""What can be saved: torch's ``Stateful`` protocol without torch, and two small states."""
+"""What can be saved: torch's ``Stateful`` protocol without torch, and three small states."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-__all__ = ["PerRank", "Progress", "Stateful"]
+from trainkit.errors import EnvironmentFaultError, UsageError
+
+__all__ = ["PerRank", "Pickled", "Progress", "Stateful"]
 
 T = TypeVar("T")
 
@@ -52,3 +55,43 @@ class PerRank(Generic[T]):
     """
 
     value: T
+
+
+@dataclass(slots=True)
+class Pickled(Generic[T]):
+    """Any Python object as a state, by ``pickle``: loading it runs code that lies in the file.
+
+    No pickle is written, or read, but for an entry that the program itself has wrapped in this,
+    when it saves and when it loads; what a checkpoint says decides nothing. So it is only for
+    checkpoints that nobody else can write to. Restoring puts a new object into ``value``.
+    """
+
+    value: T
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``{"pickle": bytes}``.
+
+        Raises:
+            UsageError: the object cannot be pickled.
+        """
+        try:
+            return {"pickle": pickle.dumps(self.value)}
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            kind = type(self.value).__name__
+            raise UsageError(f"a Pickled {kind} cannot be pickled: {error}") from None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Make the object that was pickled.
+
+        Raises:
+            EnvironmentFaultError: what was saved was no ``Pickled``, or what it needs is not here.
+        """
+        data = state_dict.get("pickle")
+        if not isinstance(data, bytes):
+            raise EnvironmentFaultError(
+                f"the run expects a Pickled object, the checkpoint holds {sorted(state_dict)}"
+            )
+        try:
+            self.value = pickle.loads(data)  # noqa: S301 - asked for by name, see above
+        except (pickle.UnpicklingError, ImportError, AttributeError, EOFError) as error:
+            raise EnvironmentFaultError(f"a Pickled object cannot be made: {error}") from None

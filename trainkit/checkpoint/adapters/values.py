@@ -104,7 +104,7 @@ class Encoder:
         raise UsageError(
             f"{where} is a {_type_name(value)}, which a checkpoint cannot hold. It holds JSON "
             f"values, tuples, bytes, numpy arrays and torch tensors: leave it out of the state "
-            f"dict, or turn it into these."
+            f"dict, turn it into these, or give it an entry of its own as trainkit.Pickled(x)."
         )
 
     def _add(self, source: TensorSource, path: tuple[str, ...]) -> str:
