@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Arena"]
@@ -21,6 +22,8 @@ class Arena:
         self.size = 0
         self.places: tuple[list[Any], list[Any]] | None = None
         """A framework's views of it, and what they are views of; forgotten when it grows."""
+        self.unpin: Callable[[], None] | None = None
+        """Undoes what lets a GPU write to it directly; None where none does."""
         self._map: mmap.mmap | None = None
 
     def reserve(self, size: int) -> None:
@@ -67,6 +70,9 @@ class Arena:
 
     def _unmap(self) -> None:
         self.places = None
+        if self.unpin is not None:
+            self.unpin()
+            self.unpin = None
         if self._map is not None:
             self._map.close()
             self._map = None

@@ -1,6 +1,7 @@
 """Two ways to have a job done: beside training, or while training waits."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.process import WriterProcess
 from trainkit.checkpoint.save.tiers import LocalTier, save_everywhere
 from trainkit.errors import RetryableError, TrainkitError
+from trainkit.frameworks import loaded
 from trainkit.resources.memory import memory_left
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
@@ -137,6 +139,7 @@ class Background:
         self._process = WriterProcess(storage.url, tier)
         self._foreground = Foreground(storage, tier)
         self._current: WriterProcess | Foreground = self._process
+        self._pinning: threading.Thread | None = None
 
     @property
     def kept(self) -> float | None:
@@ -153,9 +156,17 @@ class Background:
         if self._has_room(size):
             self._process.arena.reserve(size)
         self._process.start()
+        if loaded("torch"):
+            from trainkit.checkpoint.save.torch import has_gpu, pin
+
+            if has_gpu():  # seconds for tens of gigabytes, which training need not wait for
+                arena = self._process.arena
+                self._pinning = threading.Thread(target=pin, args=(arena,), name="trainkit-pin")
+                self._pinning.start()
 
     def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
         """See ``Writer.submit``."""
+        self._end_pinning()
         files, size = _placed(images)
         if not self._has_room(size):
             self._current = self._foreground
@@ -176,7 +187,13 @@ class Background:
 
     def close(self) -> None:
         """See ``Writer.close``."""
+        self._end_pinning()
         self._process.close()
+
+    def _end_pinning(self) -> None:
+        if self._pinning is not None:
+            self._pinning.join()
+            self._pinning = None
 
     def _has_room(self, size: int) -> bool:
         more = size - self._process.arena.size
