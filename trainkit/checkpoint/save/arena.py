@@ -1,5 +1,6 @@
 """Memory that a training process fills, and that the process which writes to storage reads."""
 
+import ctypes
 import mmap
 import os
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from typing import Any
 __all__ = ["Arena"]
 
 _PAGE = 4096
+_MADV_POPULATE_WRITE = 23
+_LIBC = ctypes.CDLL(None)
 
 
 class Arena:
@@ -29,7 +32,7 @@ class Arena:
     def reserve(self, size: int) -> None:
         """Make sure of ``size`` bytes; views of it must have been given up.
 
-        The memory itself is fetched by who maps it first: better not the training process.
+        The memory itself is fetched by who maps it first, or by ``populate``.
 
         Raises:
             OSError: more than there can be.
@@ -39,6 +42,27 @@ class Arena:
             # A state grows a little from save to save, by what its JSON says.
             self.size = -(-(size + size // 16) // _PAGE) * _PAGE
             os.ftruncate(self.descriptor, self.size)
+
+    def populate(self) -> None:
+        """Fetch all pages, on a thread beside others: a first save would have to wait for them.
+
+        Raises:
+            OSError: there is not that much memory.
+        """
+        if self._map is not None or self.size == 0:
+            return
+        self._map = mmap.mmap(self.descriptor, self.size, flags=mmap.MAP_SHARED)
+        exported = (ctypes.c_char * self.size).from_buffer(self._map)
+        try:
+            # A call through ctypes lets Python's other threads run, which mmap's own do not. A
+            # kernel before 5.14 does not know it, and copies fetch the pages then.
+            _LIBC.madvise(
+                ctypes.c_void_p(ctypes.addressof(exported)),
+                ctypes.c_size_t(self.size),
+                _MADV_POPULATE_WRITE,
+            )
+        finally:
+            del exported
 
     @property
     def memory(self) -> mmap.mmap:

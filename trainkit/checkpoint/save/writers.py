@@ -139,7 +139,7 @@ class Background:
         self._process = WriterProcess(storage.url, tier)
         self._foreground = Foreground(storage, tier)
         self._current: WriterProcess | Foreground = self._process
-        self._pinning: threading.Thread | None = None
+        self._preparing: threading.Thread | None = None
 
     @property
     def kept(self) -> float | None:
@@ -156,17 +156,13 @@ class Background:
         if self._has_room(size):
             self._process.arena.reserve(size)
         self._process.start()
-        if loaded("torch"):
-            from trainkit.checkpoint.save.torch import has_gpu, pin
-
-            if has_gpu():  # seconds for tens of gigabytes, which training need not wait for
-                arena = self._process.arena
-                self._pinning = threading.Thread(target=pin, args=(arena,), name="trainkit-pin")
-                self._pinning.start()
+        # Seconds for tens of gigabytes, which training need not wait for.
+        self._preparing = threading.Thread(target=self._prepare, name="trainkit-arena")
+        self._preparing.start()
 
     def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
         """See ``Writer.submit``."""
-        self._end_pinning()
+        self._await_arena()
         files, size = _placed(images)
         if not self._has_room(size):
             self._current = self._foreground
@@ -187,13 +183,24 @@ class Background:
 
     def close(self) -> None:
         """See ``Writer.close``."""
-        self._end_pinning()
+        self._await_arena()
         self._process.close()
 
-    def _end_pinning(self) -> None:
-        if self._pinning is not None:
-            self._pinning.join()
-            self._pinning = None
+    def _prepare(self) -> None:
+        try:
+            self._process.arena.populate()
+            if loaded("torch"):
+                from trainkit.checkpoint.save.torch import has_gpu, pin
+
+                if has_gpu():
+                    pin(self._process.arena)
+        except (OSError, ValueError, RuntimeError) as error:  # the save itself will find it
+            log.debug("the memory of saves could not be prepared: %s", error)
+
+    def _await_arena(self) -> None:
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
 
     def _has_room(self, size: int) -> bool:
         more = size - self._process.arena.size
