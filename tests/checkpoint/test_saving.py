@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
-from trainkit.checkpoint.saving import Saver
+from trainkit.checkpoint.save.settling import Settling
 from trainkit.errors import EnvironmentFaultError
 from trainkit.storage import LocalStorage
 
@@ -198,7 +198,7 @@ def test_an_error_after_a_rank_was_seen_to_be_done_is_no_error_of_a_save_that_is
     tmp_path, box, on_ranks, quick, monkeypatch, caplog
 ):
     """Rank 1's last flush fails, of a part that rank 0 has read already: all say the same."""
-    create, own_end, told = LocalStorage.create, Saver._own_end, threading.Event()
+    create, own_end, told = LocalStorage.create, Settling.own_end, threading.Event()
 
     def late(self, path, data):
         if path.endswith("MANIFEST.json"):
@@ -213,7 +213,7 @@ def test_an_error_after_a_rank_was_seen_to_be_done_is_no_error_of_a_save_that_is
             told.set()
 
     monkeypatch.setattr(LocalStorage, "create", late)
-    monkeypatch.setattr(Saver, "_own_end", ended)
+    monkeypatch.setattr(Settling, "own_end", ended)
 
     def rank(communicator):
         manager = CheckpointManager(

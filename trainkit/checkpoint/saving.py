@@ -3,9 +3,8 @@
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trainkit
@@ -16,41 +15,18 @@ from trainkit.checkpoint.save.capture import Capture
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.pace import Pace, Pending, Plan
 from trainkit.checkpoint.save.retention import Retention, remove_step
+from trainkit.checkpoint.save.settling import Flight, Settling
 from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.save.verdicts import Verdicts
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
 from trainkit.coordination import Communicator, Store
-from trainkit.errors import DeadlineError, TrainkitError
+from trainkit.errors import TrainkitError
 from trainkit.storage import Storage
-from trainkit.waiting import Deadline, backoff
+from trainkit.waiting import Deadline
 
 __all__ = ["Saver"]
 
 log = logging.getLogger(__name__)
-
-_LOOK = 0.05
-"""Seconds between two looks at whether another rank's save has failed."""
-
-_MARGIN = 15.0
-"""Seconds that ranks wait longer than rank 0, which knows who is missing."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A save that has begun and is not settled."""
-
-    folder: StepFolder
-    deadline: Deadline
-    upload: bool
-    """Whether it goes to the root; else it stays in the local tier."""
-    stalled: float = 0.0
-    """Seconds for which training stood still to begin it."""
-    ended: bool = False
-    """Whether this rank's own work has."""
-    failure: Failure | None = None
-    """Of this rank's own work."""
-    error: BaseException | None = None
-    """What this rank's own work raised in this very process."""
 
 
 class Saver:
@@ -92,7 +68,7 @@ class Saver:
         self._retention = retention
         self._attempts = 0
         self._owner = os.getpid()
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self.committed: StepFolder | None = None
         """The last save that was settled and had been committed to the root."""
         self.kept: StepFolder | None = None
@@ -102,11 +78,14 @@ class Saver:
         """In the tier, whole; it stays there until the next one is."""
         self._upload_next = False
         self._pace = Pace()
-        self._verdicts = Verdicts(store, communicator.rank, communicator.world_size)
+        verdicts = Verdicts(store, communicator.rank, communicator.world_size)
         self.background = options.background and storage.reopenable
         """Whether saves are written beside training."""
         self._writer: Writer = (
             Background(storage, tier) if self.background else Foreground(storage, tier)
+        )
+        self._settling = Settling(
+            self._writer, verdicts, communicator.rank, partial(_discard, storage)
         )
         self._warmed = False
         self._sweeper: threading.Thread | None = None
@@ -166,7 +145,9 @@ class Saver:
         """
         self.settle()
         folder = self.name_next(step)
-        flight = self._flight = _Flight(folder, Deadline(self._options.timeout), upload)
+        unseen = not upload and self._tier is not None and not self._tier.shared
+        flight = Flight(folder, Deadline(self._options.timeout), upload, unseen)
+        self._flight = flight
         self._warmed = True
         rank = self._communicator.rank
         try:
@@ -186,10 +167,10 @@ class Saver:
                 like=None if self.committed is None else self.committed.name,
                 leave=None if self._leave is None else self._leave.name,
             )
-            self._writer.submit(job, images, self._check_others)
+            self._writer.submit(job, images, lambda: self._settling.check_others(flight))
         except (Exception, TrainkitError) as error:
             flight.error = error
-            self._own_end(flight, Failure.of(rank, error))
+            self._settling.own_end(flight, Failure.of(rank, error))
             raise
         finally:
             flight.stalled = flight.deadline.elapsed
@@ -205,15 +186,13 @@ class Saver:
             self._warm()
             return True
         if not flight.ended:
-            ended, failure = self._writer.poll(0.0)
-            if ended:
-                self._own_end(flight, failure)
-                if failure is not None and self._communicator.world_size > 1:
-                    log.warning(
-                        "saving step %d failed: %s. All ranks raise this at the next save.",
-                        flight.folder.step,
-                        failure.text,
-                    )
+            failure = self._settling.look(flight)
+            if failure is not None and self._communicator.world_size > 1:
+                log.warning(
+                    "saving step %d failed: %s. All ranks raise this at the next save.",
+                    flight.folder.step,
+                    failure.text,
+                )
         if flight.ended and self._nobody_waits(flight):
             self.settle()
         return flight.ended
@@ -232,11 +211,9 @@ class Saver:
             return
         lead = self._communicator.rank == 0
         try:
-            outcome = self._lead(flight) if lead else self._follow(flight)
-        except DeadlineError:
+            outcome = self._settling.end(flight)
+        finally:
             self._flight = None
-            raise
-        self._flight = None
         self._upload_next = False
         if outcome is not None and not flight.upload:
             self._go_without(flight, outcome)
@@ -269,7 +246,7 @@ class Saver:
             if flight.upload:
                 self._sweep()
 
-    def _go_without(self, flight: _Flight, outcome: Failure) -> None:
+    def _go_without(self, flight: Flight, outcome: Failure) -> None:
         """All ranks: the local tier failed on one of them, so the next save goes to the root."""
         self._upload_next = True
         if flight.error is not None and not isinstance(flight.error, OSError):
@@ -332,98 +309,12 @@ class Saver:
             images = []
         self._writer.warm(sum(image.size for image in images))
 
-    def _own_end(self, flight: _Flight, failure: Failure | None) -> None:
-        """Note how this rank's own work ended, and tell rank 0 of a failure."""
-        flight.ended, flight.failure = True, failure
-        if failure is not None:
-            self._verdicts.accuse(flight.folder.attempt, failure)
-        elif self._unseen(flight) and self._communicator.rank != 0:
-            self._verdicts.vouch(flight.folder.attempt)
-
-    def _unseen(self, flight: _Flight) -> bool:
-        """Whether rank 0 sees nothing of what the others write."""
-        return not flight.upload and self._tier is not None and not self._tier.shared
-
-    def _nobody_waits(self, flight: _Flight) -> bool:
+    def _nobody_waits(self, flight: Flight) -> bool:
         """Whether this rank may settle alone; an error is raised on all ranks at one moment."""
-        lead = self._communicator.rank == 0
+        lead = self._communicator.rank == 0 and not flight.unseen
         return self._communicator.world_size == 1 or (lead and flight.failure is None)
 
-    def _lead(self, flight: _Flight) -> Failure | None:
-        """Rank 0: wait for the commit or a failure of anybody's, and tell the others."""
-        limit = Deadline(flight.deadline.left + _MARGIN / 3)
-        attempt = flight.folder.attempt
-        given_up = False
-        while not flight.ended:
-            ended, failure = self._writer.poll(_LOOK)
-            if ended:
-                self._own_end(flight, failure)
-            elif limit.passed:
-                self._writer.cancel()
-                text = f"step {flight.folder.step} was not saved within {limit.seconds:.0f} s"
-                self._own_end(flight, Failure.of(0, DeadlineError(text)))
-            elif not given_up and self._verdicts.failed(attempt) is not None:
-                self._writer.cancel()
-                given_up = True
-        if flight.failure is None and self._unseen(flight):
-            self._await_unseen(flight, limit)
-        if flight.failure is not None:
-            # Its own failure may be that it gave up waiting.
-            flight.failure = self._verdicts.failed(attempt) or flight.failure
-            if flight.upload:
-                self._discard(flight.folder)
-        self._verdicts.pronounce(attempt, flight.failure)
-        return flight.failure
-
-    def _await_unseen(self, flight: _Flight, limit: Deadline) -> None:
-        """Wait until the others say that they have written, or one that it has failed."""
-        attempt = flight.folder.attempt
-        pauses = backoff()
-        while missing := self._verdicts.unvouched(attempt):
-            flight.failure = self._verdicts.failed(attempt)
-            if flight.failure is None and limit.passed:
-                names = ", ".join(map(str, missing))
-                text = f"rank(s) {names} did not save within {limit.seconds:.0f} s"
-                flight.failure = Failure.of(0, DeadlineError(text))
-            if flight.failure is not None:
-                return
-            time.sleep(next(pauses))
-        self._verdicts.forget_vouched(attempt)
-
-    def _follow(self, flight: _Flight) -> Failure | None:
-        """Other ranks: end the own work, and hear from rank 0 what came of it all."""
-        attempt = flight.folder.attempt
-        limit = Deadline(flight.deadline.left + _MARGIN)
-        while not self._verdicts.heard(
-            attempt, _LOOK if not flight.ended else min(1.0, limit.left + 0.01)
-        ):
-            if not flight.ended:
-                ended, failure = self._writer.poll(0.0)
-                if ended:
-                    self._own_end(flight, failure)
-            if limit.passed:
-                raise DeadlineError(
-                    f"saving step {flight.folder.step}: rank {self._communicator.rank} waits for "
-                    f"rank 0, which did not say within {limit.seconds:.0f} s whether it was "
-                    f"committed. Look at the log of rank 0 for the first error."
-                )
-        return self._verdicts.outcome(attempt)
-
-    def _check_others(self) -> None:
-        """End the wait for the parts of others when one of them has failed."""
-        flight = self._flight
-        failure = None if flight is None else self._verdicts.failed(flight.folder.attempt)
-        if failure is not None:
-            raise failure.as_error(self._communicator.rank)
-
-    def _discard(self, folder: StepFolder) -> None:
-        """Remove what a save that failed has written; it is no checkpoint in any case."""
-        try:
-            remove_step(self._storage, folder)
-        except (OSError, TrainkitError) as error:
-            log.warning("what is left of %s could not be removed: %s", folder.name, error)
-
-    def _tell_people(self, flight: _Flight) -> None:
+    def _tell_people(self, flight: Flight) -> None:
         tier = self._tier
         log.info(
             "saved step %d to %s in %.2f s; training stood still for %.2f s",
@@ -448,3 +339,11 @@ class Saver:
             self._retention.apply()
         except (OSError, TrainkitError) as error:
             log.warning("old checkpoints could not be removed: %s", error)
+
+
+def _discard(storage: Storage, folder: StepFolder) -> None:
+    """Remove what a save that failed has written; it is no checkpoint in any case."""
+    try:
+        remove_step(storage, folder)
+    except (OSError, TrainkitError) as error:
+        log.warning("what is left of %s could not be removed: %s", folder.name, error)
