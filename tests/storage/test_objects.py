@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
-from trainkit.storage import objects, open_storage
+from trainkit.storage import objects, open_storage, uploads
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -187,3 +187,86 @@ def test_names_of_times_that_stores_have():
     ):
         assert objects._modified(info) == 1767312000
     assert objects._modified({"size": 3, "created": None}) is None
+
+
+def test_uploads_that_never_ended_are_found_and_aborted(s3):
+    storage, sibling = open_storage(f"{s3}/run"), open_storage(f"{s3}/run-2")
+    assert storage.uploads() == []
+    before = time.time()
+    for number in (1, 2, 3):
+        begin_upload(storage, f"step/{number}", [b"x" * 1000, b"y" * 10])
+    begin_upload(sibling, "step/1", [])
+    storage.write("step/1", [b"whole"])
+    found = sorted(storage.uploads(), key=lambda upload: upload.path)
+    assert [(upload.path, upload.size) for upload in found] == [
+        ("step/1", 1010),
+        ("step/2", 1010),
+        ("step/3", 1010),
+    ]
+    for upload in found:
+        assert before - 2 <= upload.modified <= time.time() + 2
+    assert storage.abort_upload(found[0])
+    assert {upload.path for upload in storage.uploads()} == {"step/2", "step/3"}
+    assert storage.read("step/1") == b"whole"
+    assert len(sibling.uploads()) == 1
+    for upload in found[1:]:
+        storage.abort_upload(upload)
+    assert storage.uploads() == []
+    sibling.abort_upload(sibling.uploads()[0])
+
+
+def begin_upload(storage, path, parts):
+    key = storage._key(path).partition("/")[2]
+    call = storage._fs.call_s3
+    place = {"Bucket": "tests", "Key": key}
+    begun = call("create_multipart_upload", **place)
+    for number, part in enumerate(parts, 1):
+        call("upload_part", **place, UploadId=begun["UploadId"], PartNumber=number, Body=part)
+
+
+def test_an_upload_of_many_parts_is_asked_for_in_pages(s3, monkeypatch):
+    storage = open_storage(s3)
+    begin_upload(storage, "a", [b"1"] * 5)
+    asked, real = [], storage._fs.call_s3
+
+    def two_at_a_time(method, **arguments):
+        asked.append(method)
+        return real(method, **arguments, **({"MaxParts": 2} if method == "list_parts" else {}))
+
+    monkeypatch.setattr(storage._fs, "call_s3", two_at_a_time)
+    (upload,) = storage.uploads()
+    assert upload.size == 5
+    assert asked.count("list_parts") == 3
+    storage.abort_upload(upload)
+
+
+class Paged:
+    """Answers as Amazon documents it, two uploads at a time; SeaweedFS does not page."""
+
+    def __init__(self, keys):
+        self.rows = [(key, f"{number}") for number, key in enumerate(keys)]
+
+    def split_path(self, path):
+        return (*path.split("/", 1), None)
+
+    def call_s3(self, method, **asked):
+        if method == "list_parts":
+            return {"Parts": [], "IsTruncated": False}
+        after = (asked.get("KeyMarker", ""), asked.get("UploadIdMarker", ""))
+        rest = [row for row in self.rows if row > after and row[0].startswith(asked["Prefix"])]
+        answer = {"Uploads": [{"Key": k, "UploadId": u} for k, u in rest[:2]], "IsTruncated": False}
+        if len(rest) > 2:
+            key, upload = rest[1]
+            answer |= {"IsTruncated": True, "NextKeyMarker": key, "NextUploadIdMarker": upload}
+        return answer
+
+
+def test_uploads_come_in_pages():
+    keys = ["run/a", "run/b", "run/b", "run/c", "run/d", "run2/e"]
+    found = list(uploads.unfinished(Paged(keys), "bucket/run"))
+    assert [upload.path for upload in found] == ["a", "b", "b", "c", "d"]
+    assert len({upload.identifier for upload in found}) == 5
+
+
+def test_stores_that_know_no_uploads():
+    assert open_storage(f"memory://{uuid.uuid4().hex}").uploads() == []

@@ -1,6 +1,6 @@
 """One interface over the places where checkpoints and data lie."""
 
-from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Storage
+from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Storage, Upload
 from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.local import LocalStorage
 from trainkit.storage.objects import ObjectStorage
@@ -13,6 +13,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectStorage",
     "Storage",
+    "Upload",
     "open_storage",
     "refuse_credentials",
 ]

@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias
 
 from trainkit.errors import DataError
 
-__all__ = ["Bytes", "Likeness", "ObjectInfo", "Storage", "parts_of"]
+__all__ = ["Bytes", "Likeness", "ObjectInfo", "Storage", "Upload", "parts_of"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -31,6 +31,19 @@ class Likeness:
 
     path: str
     ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An object that somebody began to send in parts, and that is not there."""
+
+    path: str
+    identifier: str
+    """The store's name for this upload; a path may have several."""
+    size: int
+    """Bytes of the parts that have arrived."""
+    modified: float | None
+    """When it was begun or its last part arrived: seconds since 1970 by the storage's clock."""
 
 
 class Storage(Protocol):
@@ -119,6 +132,17 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove an object or a folder with all that is in it; nothing if it is not there."""
+        ...
+
+    def uploads(self) -> list[Upload]:
+        """Uploads in parts below the root that have not ended: under way, or cut off.
+
+        None where the storage has no such thing, or does not tell.
+        """
+        ...
+
+    def abort_upload(self, upload: Upload) -> bool:
+        """Give an upload and its parts up; False if it has ended in the meantime."""
         ...
 
 

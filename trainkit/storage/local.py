@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from trainkit.errors import InputMissingError, NoPermissionError
-from trainkit.storage.base import Bytes, Likeness, ObjectInfo, parts_of
+from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Upload, parts_of
 from trainkit.storage.disk import flush_folder, flush_folders, write_files, write_new
 
 __all__ = ["LocalStorage"]
@@ -121,6 +121,14 @@ class LocalStorage:
             else:
                 local.unlink()
             flush_folder(local.parent)
+
+    def uploads(self) -> list[Upload]:
+        """See ``Storage.uploads``: a disk has none."""
+        return []
+
+    def abort_upload(self, upload: Upload) -> bool:
+        """See ``Storage.abort_upload``."""
+        return False
 
     def _make(self, folder: Path) -> list[Path]:
         """Make a folder and those above it; which folders have to be flushed for that, in order."""

@@ -19,7 +19,8 @@ from trainkit.errors import (
     TrainkitError,
     UsageError,
 )
-from trainkit.storage.base import Bytes, Likeness, ObjectInfo, parts_of
+from trainkit.storage import uploads
+from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Upload, parts_of
 from trainkit.storage.copies import can_copy, send_changed
 from trainkit.storage.credentials import has_secret, refuse_credentials, without_secrets
 
@@ -203,6 +204,22 @@ class ObjectStorage:
         key = self._key(path)
         with self._telling(key), contextlib.suppress(FileNotFoundError):
             self._fs.rm(key, recursive=True)
+
+    def uploads(self) -> list[Upload]:
+        """See ``Storage.uploads``: S3 and what speaks its language tell."""
+        if not uploads.knows_uploads(self._fs):
+            return []
+        with self._telling(self._root):
+            return list(uploads.unfinished(self._fs, self._root))
+
+    def abort_upload(self, upload: Upload) -> bool:
+        """See ``Storage.abort_upload``."""
+        with self._telling(self._key(upload.path)):
+            try:
+                uploads.abort(self._fs, self._root, upload)
+            except FileNotFoundError:
+                return False
+        return True
 
     def _key(self, path: str) -> str:
         return "/".join((self._root, *parts_of(path, self.url)))

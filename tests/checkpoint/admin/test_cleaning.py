@@ -8,7 +8,9 @@ import pytest
 from tests.checkpoint.admin.checkpoints import aside
 from trainkit.checkpoint.admin.cleaning import find_leftovers, remove_leftover
 from trainkit.checkpoint.format import pins
-from trainkit.errors import InputMissingError
+from trainkit.cli import main
+from trainkit.errors import InputMissingError, NoPermissionError
+from trainkit.storage import LocalStorage, Upload, open_storage
 
 HOUR = 3600.0
 TEMPORARY = ".MANIFEST.json.0123456789abcdef0123456789abcdef.tmp"
@@ -117,3 +119,79 @@ def test_what_was_committed_or_came_back_meanwhile_stays(root, disk):
 def test_where_there_is_nothing(root):
     with pytest.raises(InputMissingError, match="holds no checkpoints"):
         find_leftovers(root.storage)
+
+
+def cut_off_upload(storage, path):
+    """What a kill in the middle of an upload leaves on a server."""
+    place = {"Bucket": "tests", "Key": storage._key(path).partition("/")[2]}
+    begun = storage._fs.call_s3("create_multipart_upload", **place)
+    storage._fs.call_s3(
+        "upload_part", **place, UploadId=begun["UploadId"], PartNumber=1, Body=b"x" * 2048
+    )
+
+
+def test_uploads_that_were_cut_off_are_aborted_when_they_are_old(s3, capsys):
+    storage = open_storage(s3)
+    storage.create(".generations/0000000001", b"{}")
+    large = "step-0000000007.g01-0000/model/model.safetensors"
+    cut_off_upload(storage, large)
+    cut_off_upload(storage, "somebody/elses")
+    arguments = ["checkpoint", "gc", s3]
+
+    assert main([*arguments]) == 0
+    assert "0 leftovers" in capsys.readouterr().out
+    assert len(storage.uploads()) == 2  # it may be under way
+
+    assert main([*arguments, "--dry-run", "--older-than", "0"]) == 0
+    assert f"would be removed: {large} (upload, 2.0 KiB" in capsys.readouterr().out
+    assert len(storage.uploads()) == 2
+
+    assert main([*arguments, "--older-than", "0"]) == 0
+    assert f"removed: {large}" in capsys.readouterr().out
+    (other,) = storage.uploads()
+    assert other.path == "somebody/elses"
+    storage.abort_upload(other)
+
+
+class Store(LocalStorage):
+    """Answers with what it is given when it is asked for uploads."""
+
+    answer: list | Exception
+
+    def uploads(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def abort_upload(self, upload):
+        return upload.identifier != "ended"
+
+
+def test_an_upload_whose_age_nobody_knows_stays(root, disk):
+    root.save(1)
+    store = Store(disk)
+    path, now = "step-0000000002.g01-0001/model/model.safetensors", time.time()
+    store.answer = [
+        Upload(path, "new", 5, now - 4 * HOUR),
+        Upload(path, "old", 5, now - 6 * HOUR),
+        Upload(path, "ended", 5, now - 7 * HOUR),
+        Upload(path, "unknown", 5, None),
+    ]
+    found = find_leftovers(store, older_than=5 * HOUR)
+    assert [leftover.upload.identifier for leftover in found] == ["old", "ended"]
+    assert [remove_leftover(store, leftover) for leftover in found] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "refusal", [NoPermissionError(13, "Access Denied", "s3://b/run"), OSError(1, "no such method")]
+)
+def test_a_store_that_does_not_tell_of_uploads_is_tidied_all_the_same(root, disk, refusal, caplog):
+    old = root.save(1, commit=False)
+    root.save(2, generation=2)
+    store = Store(disk)
+    store.answer = refusal
+    assert [leftover.path for leftover in find_leftovers(store)] == [old.name]
+    assert "uploads that were cut off could not be looked for" in caplog.text
+    store.answer = OSError(5, "503 SlowDown")
+    with pytest.raises(OSError, match="503 SlowDown"):
+        find_leftovers(store)

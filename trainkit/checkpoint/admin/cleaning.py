@@ -1,5 +1,7 @@
 """What is left of saves that were cut off: found first, and removed when a person says so."""
 
+import errno
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -7,12 +9,18 @@ from dataclasses import dataclass
 
 from trainkit.checkpoint.admin.survey import Listing, StepFiles, list_root
 from trainkit.checkpoint.format.layout import MANIFEST, PINS, QUARANTINE, StepFolder
-from trainkit.storage import ObjectInfo, Storage
+from trainkit.errors import NoPermissionError
+from trainkit.storage import ObjectInfo, Storage, Upload
 
 __all__ = ["DEFAULT_AGE", "Leftover", "find_leftovers", "remove_leftover"]
 
+log = logging.getLogger(__name__)
+
 DEFAULT_AGE = 24 * 3600.0
 """Seconds after which nobody is still writing, unless told otherwise."""
+
+_NOT_TOLD = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a server says that it keeps no list of uploads."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
@@ -23,11 +31,13 @@ class Leftover:
 
     path: str
     kind: str
-    """``uncommitted``, ``mark``, ``pin`` or ``temporary``."""
+    """``uncommitted``, ``mark``, ``pin``, ``temporary`` or ``upload``."""
     size: int
     age: float | None
     """Seconds since it was last written to, if known."""
     reason: str
+    upload: Upload | None = None
+    """What is to be aborted, where it is an ``upload``."""
 
 
 def find_leftovers(
@@ -37,8 +47,9 @@ def find_leftovers(
 
     These can go: uncommitted folders of a process that another one has followed and saved
     since, which cannot commit any more; uncommitted folders of the newest process, which may
-    be alive, and temporary files, both only if nothing was written there for ``older_than``
-    seconds; marks and pins whose folder has gone. Nothing that was committed can go.
+    be alive, temporary files, and uploads in parts that a store holds and shows in no listing,
+    all three only if nothing was written there for ``older_than`` seconds; marks and pins whose
+    folder has gone. Nothing that was committed can go.
 
     Args:
         storage: of the root.
@@ -50,14 +61,20 @@ def find_leftovers(
     """
     now = time.time() if now is None else now
     listing = list_root(storage, empty_is_error=False)
-    if not listing.steps and not listing.others:
+    uploads = list(_uploads(storage, older_than, now))
+    if not listing.steps and not listing.others and not uploads:
         list_root(storage)
     found = [*_uncommitted(listing, older_than, now), *_without_folder(listing, now)]
-    return [*found, *_temporaries(listing, older_than, now)]
+    return [*found, *_temporaries(listing, older_than, now), *uploads]
 
 
 def remove_leftover(storage: Storage, leftover: Leftover) -> bool:
-    """Remove one; False if it has become part of a checkpoint since it was found."""
+    """Remove one; False if it has become part of a checkpoint since it was found.
+
+    Whoever still sends an upload that is aborted gets an error at its next part.
+    """
+    if leftover.upload is not None:
+        return storage.abort_upload(leftover.upload)
     name = leftover.path.rpartition("/")[2]
     if leftover.kind == "uncommitted" and storage.size(f"{name}/{MANIFEST}") is not None:
         return False
@@ -99,6 +116,23 @@ def _temporaries(listing: Listing, older_than: float, now: float) -> Iterator[Le
         age = _age(info.modified, now)
         if _TEMPORARY.fullmatch(path.rpartition("/")[2]) and age is not None and age > older_than:
             yield Leftover(path, "temporary", info.size, age, "its write was cut off")
+
+
+def _uploads(storage: Storage, older_than: float, now: float) -> Iterator[Leftover]:
+    try:
+        found = storage.uploads()
+    except OSError as error:
+        # It may be that we may remove objects and not look for uploads: gc is of use all the same.
+        if not isinstance(error, NoPermissionError) and error.errno not in _NOT_TOLD:
+            raise
+        log.warning("uploads that were cut off could not be looked for: %s", error)
+        return
+    for upload in found:
+        age = _age(upload.modified, now)
+        ours = StepFolder.parse(upload.path.partition("/")[0]) is not None
+        if ours and age is not None and age > older_than:
+            reason = "its upload was cut off"
+            yield Leftover(upload.path, "upload", upload.size, age, reason, upload)
 
 
 def _in_committed(steps: tuple[StepFiles, ...]) -> Iterator[tuple[str, ObjectInfo]]:

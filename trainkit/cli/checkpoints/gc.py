@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
         "gc",
         "Remove what is left of saves that were cut off, and nothing that was committed: "
         "uncommitted folders of runs that a later one has followed; those of the latest run, which "
-        "may be alive, and temporary files, if nothing was written to them for a long time; marks "
-        "and pins of folders that have gone.",
+        "may be alive, temporary files and unfinished uploads to an object store, if nothing was "
+        "written to them for a long time; marks and pins of folders that have gone.",
         "0; 66 if there is nothing of a checkpoint; 77 if access is refused; 2 for wrong usage.",
     )
     parser.add_argument(
