@@ -1,0 +1,311 @@
+"""Trials against an object store, and their judge; run by the servers of `trials.serve`."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import re
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.faults.oracle import QUICK, Oracle, bits, empty_state, fill, on_threads, restore
+from tests.faults.storeproxy import Proxy
+from tests.faults.trials import Report, save, storage_is, writers_here
+from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint.admin.cleaning import find_leftovers, remove_leftover
+from trainkit.config import set_environ
+from trainkit.coordination import Communicator, MemoryStore
+from trainkit.errors import TrainkitError
+from trainkit.storage import open_storage
+
+DEADLINE = 60.0
+"""Seconds in which a save or a restore has ended, whatever the store does. With the limits of
+`client` a request takes 2 s and is sent four times, and a save is tried twice."""
+
+AT_ONCE = 8
+"""Trials of a server that go on at the same time: some wait for a client's time limit."""
+
+PATIENT = dataclasses.replace(QUICK, lease=60.0, renewal=20.0, attempts=2, pause=0.05)
+
+
+@contextlib.contextmanager
+def client(variables, upstream, read_timeout=2.0):
+    """A proxy, and clients of this process that go through it, with short limits and small parts."""
+    import fsspec
+    import s3fs
+
+    pipe_file = s3fs.S3FileSystem._pipe_file
+    kept = s3fs.S3FileSystem.retries, pipe_file.__defaults__
+    with Proxy(upstream) as proxy:
+        set_environ({**variables, "AWS_ENDPOINT_URL": proxy.url})
+        s3fs.S3FileSystem.retries = 2
+        # From two parts of 5 MiB on, the least that a server takes, where it is 50 MiB otherwise.
+        pipe_file.__defaults__ = (5 << 20, *kept[1][1:])
+        fsspec.config.conf["s3"] = {
+            "config_kwargs": {
+                "read_timeout": read_timeout,
+                "connect_timeout": 5.0,
+                "max_pool_connections": 64,
+                "retries": {"mode": "standard", "total_max_attempts": 2},
+            }
+        }
+        s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            yield proxy
+        finally:
+            s3fs.S3FileSystem.retries, pipe_file.__defaults__ = kept
+            del fsspec.config.conf["s3"]
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+class StoreOracle(Oracle):
+    """An oracle of a root in an object store."""
+
+    def __init__(self, bucket, *, world, size):
+        super().__init__("/", keep=2, world=world, size=size)
+        self.name = uuid.uuid4().hex[:12]
+        self.root = f"s3://{bucket}/{self.name}"
+
+    def orphans(self):
+        """See ``Oracle.orphans``."""
+        storage = open_storage(self.root)
+        there = {path for path in storage.tree() if not path.startswith((".gen", ".quar"))}
+        for path in [path for path in there if path.endswith("/MANIFEST.json")]:
+            folder = path.partition("/")[0]
+            listed = json.loads(storage.read(path))["files"]
+            there -= {path, *(f"{folder}/{name}" for name in listed)}
+        return [f"I6: nobody accounts for {path}" for path in sorted(there)]
+
+    def uploads(self):
+        """What is wrong with uploads once `gc` has been there, and how many were open before."""
+        storage = open_storage(self.root)
+        before = len(storage.uploads())
+        for leftover in find_leftovers(storage, older_than=0.0):
+            remove_leftover(storage, leftover)
+        after = [f"I6: gc leaves an upload of {upload.path}" for upload in storage.uploads()]
+        return after, before
+
+    def now(self):
+        """What is wrong with what a reader restores now, which claims nothing."""
+        options = dataclasses.replace(PATIENT, read_only=True)
+        state = empty_state(self.size)
+        manager = CheckpointManager(self.root, state, options=options)
+        return self._judged([(manager.restore_latest(), state["table"].get("token"), bits(state))])
+
+
+class Trial:
+    """One script on one root."""
+
+    def __init__(self, proxy, bucket, script, mode, gc=True):
+        self.proxy, self.script, self.gc = proxy, script, gc
+        self.options = dataclasses.replace(PATIENT, background=mode == "background")
+        self.oracle = StoreOracle(bucket, world=script.world, size=script.size)
+        self.wrong, self.hits = [], 0
+
+    def managers(self, work):
+        """Have ``work(manager, state, rank)`` done on each rank; the errors, by rank."""
+        errors, store = [None] * self.script.world, MemoryStore()
+
+        def rank_main(rank):
+            world = self.script.world
+            communicator = Communicator(store, rank, world, timeout=DEADLINE)
+            state = empty_state(self.script.size)
+            try:
+                manager = CheckpointManager(
+                    self.oracle.root, state, keep=2, options=self.options,
+                    communicator=communicator if world > 1 else None,
+                )  # fmt: skip
+                work(manager, state, rank)
+                manager.close()
+            except (Exception, TrainkitError) as error:
+                errors[rank] = error
+
+        on_threads(self.script.world, rank_main)
+        return errors
+
+    def saved(self, tokens):
+        """Save these in health; what is wrong."""
+
+        def work(manager, state, rank):
+            for token in tokens:
+                fill(state, token, rank)
+                save(manager, token)
+
+        for token in tokens:
+            self.oracle.attempt(token)
+        errors = [error for error in self.managers(work) if error is not None]
+        if not errors:
+            for token in tokens:
+                self.oracle.acknowledge(token)
+        return [f"a save without a fault failed: {error!r}" for error in errors]
+
+    def under_fault(self, work):
+        """Play the script while ``work()`` is done, and judge how long that takes; its error."""
+        began = time.monotonic()
+        try:
+            work()
+            error = None
+        except (Exception, TrainkitError) as raised:
+            error = raised
+        passed = time.monotonic() - began
+        if passed > DEADLINE:
+            self.wrong.append(f"I5: it took {passed:.0f} s")
+        return error
+
+    def judge_error(self, error):
+        """What is wrong with how the work ended."""
+        script, wrong = self.script, self.wrong
+        if error is None:
+            if script.works is False:
+                wrong.append("it says that it is done, which it cannot be")
+            return
+        if script.works:
+            wrong.append(f"it failed, which it need not: {error!r}")
+        if not isinstance(error, (OSError, TrainkitError)):
+            wrong.append(f"an error of no kind: {error!r}")
+        if not re.search(script.says, str(error)) or self.oracle.name not in str(error):
+            wrong.append(f"the error does not say what happened, and where: {error!r}")
+
+    def save(self):
+        """A save under faults, between two in health."""
+        oracle = self.oracle
+        oracle.attempt(1), oracle.attempt(2)
+        came_to, barrier = [None] * self.script.world, threading.Barrier(self.script.world)
+        playing = contextlib.ExitStack()
+
+        def work(manager, state, rank):
+            fill(state, 1, rank)
+            save(manager, 1)
+            if barrier.wait(DEADLINE) == 0:
+                self.played = playing.enter_context(
+                    self.proxy.playing(oracle.name, self.script.faults)
+                )
+            barrier.wait(DEADLINE)
+            fill(state, 2, rank)
+            came_to[rank] = self.under_fault(lambda: save(manager, 2))
+            if barrier.wait(2 * DEADLINE) == 0:
+                playing.close()
+                self.look_between(came_to)
+            barrier.wait(2 * DEADLINE)
+            oracle.attempt(3)
+            fill(state, 3, rank)
+            save(manager, 3)
+
+        with playing:
+            errors = [error for error in self.managers(work) if error is not None]
+        self.wrong += [f"a save without a fault failed: {error!r}" for error in errors]
+        if not errors:
+            oracle.acknowledge(3)
+        self.hits = self.played.hits
+        self.wrong += oracle.violations() + oracle.orphans()
+
+    def look_between(self, came_to):
+        """Judge the save under faults, before another one."""
+        oracle = self.oracle
+        oracle.acknowledge(1)
+        if len({error is None for error in came_to}) > 1:
+            self.wrong.append(f"not the same on all ranks: {came_to}")
+        for error in came_to:
+            self.judge_error(error)
+        if all(error is None for error in came_to):
+            oracle.acknowledge(2)
+        token, wrong = oracle.now() if self.script.world == 1 else (None, [])
+        self.wrong += wrong
+        if not wrong and token is not None and token < oracle.acknowledged[-1]:
+            self.wrong.append(f"I2: {oracle.acknowledged[-1]} was acknowledged, {token} is there")
+
+    def restore(self):
+        """A restore under faults, after two saves in health, and one in health after it."""
+        oracle, results = self.oracle, [None] * self.script.world
+        self.wrong += self.saved([1, 2])
+        barrier, playing = threading.Barrier(self.script.world), contextlib.ExitStack()
+
+        def work(manager, state, rank):
+            if self.script.older:  # a listing that is old by the time of the restore
+                manager.latest_step()
+            if barrier.wait(DEADLINE) == 0:
+                self.played = playing.enter_context(
+                    self.proxy.playing(oracle.name, self.script.faults)
+                )
+            barrier.wait(DEADLINE)
+
+            def do():
+                found = manager.restore_latest()
+                results[rank] = found, state["table"].get("token"), bits(state)
+
+            error = self.under_fault(do)
+            barrier.wait(2 * DEADLINE)
+            playing.close()
+            self.judge_error(error)
+
+        with playing:
+            errors = [error for error in self.managers(work) if error is not None]
+        self.wrong += [f"{error!r}" for error in errors]
+        self.hits = self.played.hits
+        if all(results):
+            token, wrong = oracle._judged(results)
+            self.wrong += wrong
+            if not wrong and token != 2 and not (self.script.older and token == 1):
+                self.wrong.append(f"I2: {token} is restored under the fault")
+        self.wrong += oracle.violations()
+
+    def open(self):
+        """The next run opens a root that has checkpoints, under faults; then another does."""
+        oracle = self.oracle
+        self.wrong += self.saved([1])
+        with self.proxy.playing(oracle.name, self.script.faults) as played:
+            oracle.attempt(2)
+
+            def work(manager, state, rank):
+                fill(state, 2, rank)
+                save(manager, 2)
+
+            error = self.under_fault(lambda: self._raised(work))
+        self.hits = played.hits
+        self.judge_error(error)
+        if error is None:
+            oracle.acknowledge(2)
+        self.wrong += self.saved([3]) + oracle.violations()
+
+    def _raised(self, work):
+        for error in self.managers(work):
+            if error is not None:
+                raise error
+
+    def done(self, how):
+        """Carry it out; what is wrong."""
+        try:
+            getattr(self, how)()
+            wrong, _ = self.oracle.uploads() if self.gc else ([], 0)
+            if not self.gc and open_storage(self.oracle.root).uploads():
+                wrong = ["I6: an upload is open"]
+            self.wrong += wrong
+            if not self.hits:
+                self.wrong.append("the script met no request")
+        finally:
+            with contextlib.suppress(OSError, TrainkitError):
+                open_storage(self.oracle.root).delete("")
+        return self.wrong
+
+
+def play(share, variables, bucket, how, scripts, modes, storage=None, gc=True, read_timeout=2.0):
+    """Play all scripts, in each mode of saving; several at a time."""
+    report = Report()
+    lock = threading.Lock()
+    upstream = variables["AWS_ENDPOINT_URL"]
+    with client(variables, upstream, read_timeout) as proxy, writers_here(), storage_is(storage):
+
+        def one(item):
+            script, mode = item
+            trial = Trial(proxy, bucket, script, mode, gc)
+            wrong = trial.done(how)
+            with lock:
+                report.add(f"{how} {mode}", wrong, script.name)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            # Those that wait first, so that others run beside them.
+            items = sorted(itertools.product(scripts, modes), key=lambda item: -item[0].waits)
+            list(pool.map(one, share.of(items)))
+    return report
