@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import CheckpointManager, manager
 from trainkit.errors import CheckpointDamagedError, NoPermissionError
 from trainkit.storage import LocalStorage
 
@@ -194,4 +194,38 @@ def test_one_that_is_removed_while_it_is_read_gets_no_mark(tmp_path, monkeypatch
 
     monkeypatch.setattr(LocalStorage, "read_into", remove_first)
     assert manager.restore_latest() == 1
+    assert not (tmp_path / ".quarantine").exists()
+
+
+class Garbling(LocalStorage):
+    """Gives one file back garbled, so many times, as a network does that a store is behind."""
+
+    path, times, cut = "", 0, False
+
+    def _garbled(self, path, data):
+        if not path.endswith(self.path) or Garbling.times == 0:
+            return len(data)
+        Garbling.times -= 1
+        data[len(data) // 2] ^= 1
+        return len(data) - self.cut
+
+    def read(self, path):
+        data = bytearray(super().read(path))
+        return bytes(data[: self._garbled(path, data)])
+
+    def read_into(self, path, buffer, offset=0):
+        return self._garbled(path, buffer[: super().read_into(path, buffer, offset)])
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("path", ["MANIFEST.json", "weights.safetensors", "table.json"])
+def test_what_was_garbled_on_the_way_is_read_again(tmp_path, monkeypatch, caplog, path, cut):
+    fill(tmp_path)
+    monkeypatch.setattr(manager, "open_storage", Garbling)
+    monkeypatch.setattr(Garbling, "path", path)
+    monkeypatch.setattr(Garbling, "times", 1)
+    monkeypatch.setattr(Garbling, "cut", cut)
+    assert restored(tmp_path) == 2
+    assert Garbling.times == 0
+    assert "garbled on the way" in caplog.text
     assert not (tmp_path / ".quarantine").exists()

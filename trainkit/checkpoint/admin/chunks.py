@@ -1,6 +1,7 @@
 """One chunk of a file against its checksum, in memory that is used again for the next."""
 
-from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord, digest
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
+from trainkit.checkpoint.format.chunks import read_chunk
 from trainkit.errors import InputMissingError
 from trainkit.storage import Storage
 
@@ -22,11 +23,11 @@ def chunk_problem(
     begin = number * CHUNK_BYTES
     part = buffer[: chunk_length(record, number)]
     try:
-        count = storage.read_into(path, part, begin)
+        count, whole = read_chunk(storage, path, part, begin, record.chunks[number])
     except InputMissingError:
         return " is missing"
     if count != len(part):
         return f" ends at byte {begin + count}; the manifest lists {record.size} bytes"
-    if digest(part) != record.chunks[number]:
+    if not whole:
         return f": bytes {begin} to {begin + len(part)} do not match their checksum"
     return ""

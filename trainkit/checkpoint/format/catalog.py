@@ -143,7 +143,7 @@ def read_own_manifest(storage: Storage, folder: StepFolder) -> Manifest:
         EnvironmentFaultError: a format that this version cannot read.
     """
     try:
-        manifest = Manifest.from_bytes(storage.read(f"{folder.name}/{MANIFEST}"))
+        manifest = _read_twice(storage, f"{folder.name}/{MANIFEST}")
     except InputMissingError:
         raise CheckpointDamagedError(f"{storage.url}/{folder.name} has no manifest now") from None
     except TrainkitError as reason:
@@ -153,6 +153,23 @@ def read_own_manifest(storage: Storage, folder: StepFolder) -> Manifest:
             f"{storage.url}/{folder.name} holds the manifest of step {manifest.step}, generation "
             f"{manifest.generation}, attempt {manifest.attempt}"
         )
+    return manifest
+
+
+def _read_twice(storage: Storage, path: str) -> Manifest:
+    """Read a manifest; again where it is not whole, since networks garble what a store keeps well.
+
+    As ``read_chunk`` does, and only a difference between the two readings is anybody's to know.
+    """
+    data = storage.read(path)
+    try:
+        return Manifest.from_bytes(data)
+    except CheckpointDamagedError:
+        again = storage.read(path)
+        if again == data:
+            raise
+    manifest = Manifest.from_bytes(again)
+    log.warning("%s/%s was garbled on the way, and was whole when read again", storage.url, path)
     return manifest
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord, digest
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
+from trainkit.checkpoint.format.chunks import read_chunk
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 
@@ -91,10 +92,10 @@ class RangeReader:
             return
         begin = number * CHUNK_BYTES
         try:
-            count = self._storage.read_into(f"{self._folder}/{path}", chunk, begin)
+            _, whole = read_chunk(self._storage, f"{self._folder}/{path}", chunk, begin, checksum)
         except InputMissingError as error:
             raise CheckpointDamagedError(f"{self._named(path)} is gone: {error}") from None
-        if count != len(chunk) or digest(chunk) != checksum:
+        if not whole:
             raise CheckpointDamagedError(
                 f"{self._named(path)}: bytes {begin} to {begin + len(chunk)} do not match their "
                 f"checksum"

@@ -15,7 +15,8 @@ from trainkit.checkpoint.adapters.base import Saved
 from trainkit.checkpoint.adapters.state import Restoration, parts_of_all
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.format.catalog import read_manifest
-from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord, digest
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
+from trainkit.checkpoint.format.chunks import read_chunk
 from trainkit.checkpoint.format.layout import (
     StepFolder,
     rank_state_path,
@@ -131,22 +132,21 @@ def read_verified(storage: Storage, path: str, record: FileRecord) -> memoryview
     """
     buffer = _memory(record.size)
 
-    def read_chunk(number: int) -> None:
+    def fill(number: int) -> None:
         begin = number * CHUNK_BYTES
         chunk = buffer[begin : begin + CHUNK_BYTES]
         try:
-            count = storage.read_into(path, chunk, begin)
+            _, whole = read_chunk(storage, path, chunk, begin, record.chunks[number])
         except InputMissingError as error:
             raise CheckpointDamagedError(f"{storage.url}/{path} is gone: {error}") from None
-        # At once, while the bytes are in the processor's cache.
-        if count != len(chunk) or digest(chunk) != record.chunks[number]:
+        if not whole:
             raise CheckpointDamagedError(
                 f"{storage.url}/{path}: bytes {begin} to {begin + len(chunk)} do not match their "
                 f"checksum"
             )
 
     with _mapper(min(len(record.chunks), _THREADS)) as each:
-        for _ in each(read_chunk, range(len(record.chunks))):
+        for _ in each(fill, range(len(record.chunks))):
             pass
     return buffer
 
