@@ -18,7 +18,7 @@ import pytest
 from trainkit.testing import free_port
 from trainkit.waiting import Deadline, wait_until
 
-__all__ = ["S3Server", "s3", "s3_server"]
+__all__ = ["S3Server", "s3", "s3_server", "serving"]
 
 ACCESS_KEY, SECRET_KEY = "planted-access-id", "planted-secret-value"
 BUCKET = "tests"
@@ -27,7 +27,13 @@ BUCKET = "tests"
 class S3Server:
     """One server process in a folder; killed at the end, since it ends slowly by itself."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, volumes: int = 20) -> None:
+        """Start, and wait for the first answer.
+
+        Args:
+            folder: where all lies; space of what is deleted is not used again at once.
+            volumes: of 64 MiB at most, in all.
+        """
         program = shutil.which("weed", path=str(Path(sys.executable).parent))
         assert program, 'no weed beside this Python: pip install ".[test]"'
         self._port = free_port()
@@ -53,7 +59,7 @@ class S3Server:
             "-dir": folder,
             "-master.volumeSizeLimitMB": 64,
             "-master.telemetry": "false",
-            "-volume.max": 20,
+            "-volume.max": volumes,
         }
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -103,9 +109,14 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The session's one server."""
+    yield from serving(tmp_path_factory.mktemp("s3"))
+
+
+def serving(folder: Path, *, volumes: int = 20) -> Iterator[S3Server]:
+    """A server with an empty bucket; stopped afterwards."""
     import s3fs
 
-    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server = S3Server(folder, volumes=volumes)
     try:
         fs = s3fs.S3FileSystem(
             key=ACCESS_KEY,

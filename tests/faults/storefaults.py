@@ -1,4 +1,4 @@
-"""What may happen to a request to an object store: each takes an `Exchange`, and answers or does not."""
+"""What may happen to a request to an object store: each takes an `Exchange`."""
 
 import time
 

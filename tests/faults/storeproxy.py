@@ -62,12 +62,13 @@ class Fault:
 
 
 class Script:
-    """Faults of one root, and what they met."""
+    """Faults of one root, how many requests they met, and how many the server has done."""
 
     def __init__(self, faults):
         self.faults = list(faults)
         self.seen = [0] * len(self.faults)
         self.hits = 0
+        self.done = 0
         self.listings = {}
         self._lock = threading.Lock()
 
@@ -93,7 +94,10 @@ class Exchange:
 
     def pass_on(self):
         """Have the server do it; its answer, which the client has not got."""
-        return self._handler.ask(self._handler.whole_body())
+        answer = self._handler.ask(self._handler.whole_body())
+        if self.script is not None:
+            self.script.done += 1
+        return answer
 
     def answer(self, answer):
         """Give the client an answer, after all that it has to say."""

@@ -164,3 +164,15 @@ OPENINGS = [
     _one("claims listed late", "list", r"\.generations", do.late(0.3), "", True, always),
 ]
 """While a root that has checkpoints is opened by the next run."""
+
+_ANY = "step-"
+
+TIDYINGS = [
+    _one("late listings", "list", "", do.late(60.0), "", True, always),
+    _one("removal: 500 once", "delete", _ANY, do.error(500), _SERVER, True),
+    _one("removal: 503 always", "delete", _ANY, do.error(503), _SLOW, False, always),
+    _one("removal: answer lost", "delete", _ANY, do.lost, _NETWORK, True),
+    _one("listing: 500 always", "list", "", do.error(500), _SERVER, False, always),
+    _one("uploads: 503 always", "uploads", "", do.error(503), _SLOW, False, always),
+]
+"""While `gc` tidies a root."""

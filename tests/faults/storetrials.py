@@ -7,10 +7,11 @@ import json
 import re
 import threading
 import time
+import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.faults.oracle import QUICK, Oracle, bits, empty_state, fill, on_threads, restore
+from tests.faults.oracle import QUICK, Oracle, bits, empty_state, fill, on_threads
 from tests.faults.storeproxy import Proxy
 from tests.faults.trials import Report, save, storage_is, writers_here
 from trainkit.checkpoint import CheckpointManager
@@ -32,7 +33,7 @@ PATIENT = dataclasses.replace(QUICK, lease=60.0, renewal=20.0, attempts=2, pause
 
 @contextlib.contextmanager
 def client(variables, upstream, read_timeout=2.0):
-    """A proxy, and clients of this process that go through it, with short limits and small parts."""
+    """A proxy, and clients of this process that go through it; short limits and small parts."""
     import fsspec
     import s3fs
 
@@ -78,14 +79,12 @@ class StoreOracle(Oracle):
             there -= {path, *(f"{folder}/{name}" for name in listed)}
         return [f"I6: nobody accounts for {path}" for path in sorted(there)]
 
-    def uploads(self):
-        """What is wrong with uploads once `gc` has been there, and how many were open before."""
+    def uploads(self, remove):
+        """What is wrong with uploads once `gc` has been there, which removes by ``remove``."""
         storage = open_storage(self.root)
-        before = len(storage.uploads())
         for leftover in find_leftovers(storage, older_than=0.0):
-            remove_leftover(storage, leftover)
-        after = [f"I6: gc leaves an upload of {upload.path}" for upload in storage.uploads()]
-        return after, before
+            remove(storage, leftover)
+        return [f"I6: gc leaves an upload of {upload.path}" for upload in storage.uploads()]
 
     def now(self):
         """What is wrong with what a reader restores now, which claims nothing."""
@@ -98,9 +97,24 @@ class StoreOracle(Oracle):
 class Trial:
     """One script on one root."""
 
-    def __init__(self, proxy, bucket, script, mode, gc=True):
-        self.proxy, self.script, self.gc = proxy, script, gc
-        self.options = dataclasses.replace(PATIENT, background=mode == "background")
+    def __init__(self, proxy, bucket, script, mode, *, remove=remove_leftover, deadline=DEADLINE,
+                 timeout=DEADLINE):  # fmt: skip
+        """Do nothing yet.
+
+        Args:
+            proxy: that plays scripts.
+            bucket: where the root is made.
+            script: to play.
+            mode: of saving.
+            remove: what `gc` removes by.
+            deadline: seconds in which the work has to end.
+            timeout: seconds that the manager gives a save.
+        """
+        self.proxy, self.script = proxy, script
+        self.remove, self.deadline = remove, deadline
+        self.options = dataclasses.replace(
+            PATIENT, background=mode == "background", timeout=timeout
+        )
         self.oracle = StoreOracle(bucket, world=script.world, size=script.size)
         self.wrong, self.hits = [], 0
 
@@ -150,7 +164,7 @@ class Trial:
         except (Exception, TrainkitError) as raised:
             error = raised
         passed = time.monotonic() - began
-        if passed > DEADLINE:
+        if passed > self.deadline:
             self.wrong.append(f"I5: it took {passed:.0f} s")
         return error
 
@@ -269,6 +283,31 @@ class Trial:
             oracle.acknowledge(2)
         self.wrong += self.saved([3]) + oracle.violations()
 
+    def tidy(self):
+        """`gc` under faults, of a root with one step that was cut off and one that is committed.
+
+        To a listing that comes late the second looks cut off, too.
+        """
+        oracle, storage = self.oracle, open_storage(self.oracle.root)
+        self.wrong += self.saved([1])
+        (manifest,) = (path for path in storage.tree() if path.endswith("MANIFEST.json"))
+        folder, data = manifest.partition("/")[0], storage.read(manifest)
+        storage.delete(manifest)
+        storage.create(f"{folder[:-1]}f/state/table.json", b"{}")
+        with self.proxy.playing(oracle.name, self.script.faults) as played:
+            with contextlib.suppress(OSError):
+                storage.tree()
+            storage.create(manifest, data)
+
+            def gc():
+                for leftover in find_leftovers(storage, older_than=0.0):
+                    self.remove(storage, leftover)
+
+            error = self.under_fault(gc)
+        self.hits = played.hits
+        self.judge_error(error)
+        self.wrong += self.saved([2]) + oracle.violations() + oracle.orphans()
+
     def _raised(self, work):
         for error in self.managers(work):
             if error is not None:
@@ -278,31 +317,55 @@ class Trial:
         """Carry it out; what is wrong."""
         try:
             getattr(self, how)()
-            wrong, _ = self.oracle.uploads() if self.gc else ([], 0)
-            if not self.gc and open_storage(self.oracle.root).uploads():
-                wrong = ["I6: an upload is open"]
-            self.wrong += wrong
-            if not self.hits:
-                self.wrong.append("the script met no request")
+            self.wrong += self.oracle.uploads(self.remove)
+        except (Exception, TrainkitError) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self.wrong.append(f"the trial broke off: {error!r} at {place}")
         finally:
             with contextlib.suppress(OSError, TrainkitError):
-                open_storage(self.oracle.root).delete("")
+                storage = open_storage(self.oracle.root)
+                storage.delete("")
+                for upload in storage.uploads():
+                    storage.abort_upload(upload)
         return self.wrong
 
 
-def play(share, variables, bucket, how, scripts, modes, storage=None, gc=True, read_timeout=2.0):
-    """Play all scripts, in each mode of saving; several at a time."""
+def later(script, shift):
+    """The same script, whose faults let so many more requests pass first."""
+    faults = [dataclasses.replace(fault, first=fault.first + shift) for fault in script.faults]
+    return dataclasses.replace(script, faults=tuple(faults))
+
+
+def play(share, variables, bucket, how, scripts, modes, *, broken=None, read_timeout=2.0,
+         shift=0, **options):  # fmt: skip
+    """Play all scripts, in each mode of saving; several at a time.
+
+    Args:
+        share: of all this.
+        variables: that a client of the real server needs.
+        bucket: where roots are made.
+        how: name of a method of `Trial`.
+        scripts: to play.
+        modes: of saving.
+        broken: a storage in place of the real one.
+        read_timeout: seconds after which a client gives a request up.
+        shift: how many more requests pass before faults; what meets none then is not counted.
+        **options: of each trial.
+    """
     report = Report()
     lock = threading.Lock()
     upstream = variables["AWS_ENDPOINT_URL"]
-    with client(variables, upstream, read_timeout) as proxy, writers_here(), storage_is(storage):
+    with client(variables, upstream, read_timeout) as proxy, writers_here(), storage_is(broken):
 
         def one(item):
             script, mode = item
-            trial = Trial(proxy, bucket, script, mode, gc)
+            trial = Trial(proxy, bucket, later(script, shift), mode, **options)
             wrong = trial.done(how)
+            if not trial.hits and shift == 0:
+                wrong.append("the script met no request")
             with lock:
-                report.add(f"{how} {mode}", wrong, script.name)
+                if trial.hits or wrong:
+                    report.add(f"{how} {mode}", wrong, script.name)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             # Those that wait first, so that others run beside them.

@@ -1,50 +1,196 @@
 """T7: an object store that fails by scripts: behind a proxy, before a real server."""
 
+import shutil
+import subprocess
+import sys
+import time
+from subprocess import PIPE
+
+import numpy as np
 import pytest
 
-from tests.faults.storescripts import OPENINGS, RESTORES, SAVES
+from tests.faults import broken, brokenstores, storefaults
+from tests.faults.storeproxy import Fault, Proxy
+from tests.faults.storescripts import OPENINGS, RESTORES, SAVES, TIDYINGS
 from tests.faults.storetrials import play
-from tests.faults.trials import MODES, serve
-from tests.object_store import BUCKET
+from tests.faults.trials import Report, serve
+from tests.object_store import BUCKET, serving
+from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint.admin.cleaning import find_leftovers
+from trainkit.cli import main
+from trainkit.config import environ
+from trainkit.storage import open_storage
+from trainkit.waiting import Deadline, wait_until
 
 NAME = "T7 an object store that fails"
+TABLES = {"save": SAVES, "restore": RESTORES, "open": OPENINGS, "tidy": TIDYINGS}
 
 
-def by_names(names, how):
-    """Servers get names, since scripts hold functions that no other process can be sent."""
-    table = {"save": SAVES, "restore": RESTORES, "open": OPENINGS}[how]
-    return [script for script in table if script.name in names]
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A server of its own: these tests write some gigabytes."""
+    folder = tmp_path_factory.mktemp("store")
+    yield from serving(folder, volumes=100)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def played(share, variables, how, names, modes, storage, options):
-    """`play`, by names."""
-    scripts = by_names(names, how)
-    return play(share, variables, BUCKET, how, scripts, modes, storage, **options)
+def played(share, variables, how, names, modes, options):
+    """`play`, in a server: scripts and broken parts go by their names, since functions do not."""
+    scripts = [script for script in TABLES[how] if script.name in names]
+    for name in {"broken", "remove"} & set(options):
+        options[name] = getattr(brokenstores, options[name])
+    with broken.unchecked() if options.pop("unchecked", False) else broken.nothing():
+        return play(share, variables, BUCKET, how, scripts, modes, **options)
 
 
-def run(server, how, scripts, modes, storage=None, timeout=280.0, **options):
-    names = [script.name for script in scripts]
-    variables = dict(server.variables)
-    return serve(played, variables, how, names, modes, storage, options, timeout=timeout)
+def run(server, how, names, modes=("foreground",), **options):
+    """Play scripts of ``how`` in two servers."""
+    return serve(played, dict(server.variables), how, names, modes, options)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_saves(tally, s3_server, mode):
-    report = run(s3_server, "save", SAVES, [mode])
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [("save", "foreground"), ("save", "background"), ("restore", "foreground"),
+     ("open", "foreground"), ("tidy", "foreground")],
+)  # fmt: skip
+def test_scripts(tally, scale, store, how, mode):
+    """With the soak, faults at later requests of the same kind, too."""
+    names = [script.name for script in TABLES[how]]
+    assert len(set(names)) == len(names)
+    if scale == 1 and mode == "background":
+        names = names[::2]
+    for shift in range(scale):
+        report = run(store, how, names, [mode], shift=shift)
+        tally(NAME, report)
+        report.check()
+        assert shift or report.count == len(names)
+
+
+def caught(server, how, names, **broken):
+    """Check that each script shows that what plays it is broken."""
+    report = run(server, how, names, **broken)
+    assert report.count == len(names)
+    silent = [name for name in names if not any(f" {name}: " in v for v in report.violations)]
+    assert not silent, f"not seen to be broken: {silent}"
+
+
+def names_of(how, **wanted):
+    """Names of scripts with these attributes."""
+    return [s.name for s in TABLES[how] if all(getattr(s, k) == v for k, v in wanted.items())]
+
+
+CHILD = """
+import sys
+import numpy as np
+import s3fs
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+
+pipe_file = s3fs.S3FileSystem._pipe_file
+pipe_file.__defaults__ = (5 << 20, *pipe_file.__defaults__[1:])
+state = {"weights": np.full(1_400_000, 1.0)}
+manager = CheckpointManager(sys.argv[1], state, options=CheckpointOptions(background=False))
+manager.save(1)
+print(1, flush=True)
+sys.stdin.readline()
+state["weights"][:] = 2.0
+manager.save(2)
+"""
+
+KILLS = [
+    ("begin", storefaults.hang, 1), ("begin", storefaults.hang_though_done, 1),
+    *(("part", storefaults.hang, number) for number in (1, 2, 3)),
+    ("part", storefaults.hang_though_done, 3), ("complete", storefaults.hang, 1),
+    ("complete", storefaults.hang_though_done, 1),
+]  # fmt: skip
+
+
+def test_kills_in_the_middle_of_an_upload(tally, store, monkeypatch):
+    """What a kill leaves of an upload goes when it is old, by `gc`, and the step before counts."""
+    for name, value in store.variables.items():
+        monkeypatch.setenv(name, value)
+    report, began = Report(), time.monotonic()
+    for number, (operation, action, first) in enumerate(KILLS):
+        wrong = killed(
+            store, f"s3://{BUCKET}/kill-{number}", Fault(operation, "weights", action, first)
+        )
+        report.add("kill", wrong, f"{action.__name__} at {operation} {first}")
+    report.seconds = time.monotonic() - began
     tally(NAME, report)
     report.check()
-    assert report.count == len(SAVES)
 
 
-def test_restores(tally, s3_server):
-    report = run(s3_server, "restore", RESTORES, ["foreground"])
-    tally(NAME, report)
-    report.check()
-    assert report.count == len(RESTORES)
+def killed(server, url, fault):
+    """Kill a process as soon as the fault has met its request; what is wrong then."""
+    storage = open_storage(url)
+    with Proxy(server.variables["AWS_ENDPOINT_URL"]) as proxy:
+        command = [sys.executable, "-c", CHILD, url]
+        env = environ() | {"AWS_ENDPOINT_URL": proxy.url}
+        with subprocess.Popen(command, env=env, stdin=PIPE, stdout=PIPE, text=True) as child:
+            try:
+                assert child.stdout.readline() == "1\n"
+                with proxy.playing(url.rpartition("/")[2], [fault]) as script:
+                    child.stdin.write("\n")
+                    child.stdin.flush()
+                    wait_until(
+                        lambda: script.hits and (script.done or fault.action is storefaults.hang),
+                        what="the fault", deadline=Deadline(60),
+                    )  # fmt: skip
+                    child.kill()
+                    child.wait()
+            finally:
+                child.kill()
+    left, wrong = storage.uploads(), []
+    begun = (fault.operation, fault.action) != ("begin", storefaults.hang)
+    done = (fault.operation, fault.action) == ("complete", storefaults.hang_though_done)
+    if len(left) != (begun and not done):
+        wrong.append(f"uploads are open: {left}")
+    if any(leftover.kind == "upload" for leftover in find_leftovers(storage)):
+        wrong.append("gc would abort an upload that may be under way")
+    state = {"weights": np.zeros(1_400_000)}
+    manager = CheckpointManager(url, state)
+    if manager.restore_latest() != 1 or not (state["weights"] == 1.0).all():
+        wrong.append("I2: step 1 is not restored")
+    manager.close()
+    if main(["checkpoint", "gc", url, "--older-than", "0"]) != 0 or storage.uploads():
+        wrong.append(f"I6: gc leaves {storage.uploads()}")
+    if manager.all_steps() != [1]:
+        wrong.append("I3: step 1 has gone")
+    return wrong
 
 
-def test_openings(tally, s3_server):
-    report = run(s3_server, "open", OPENINGS, ["foreground"])
-    tally(NAME, report)
-    report.check()
-    assert report.count == len(OPENINGS)
+def test_control_of_saves_that_cannot_be_done(store):
+    """A 500, 503, 409, 412, reset, hang or 200 with an error that nobody heeds."""
+    names = [n for n in names_of("save", works=False, world=1) if not n.startswith("everything")]
+    assert len(names) > 15
+    caught(store, "save", names, broken="Swallowing", timeout=5.0)
+
+
+def test_control_of_answers_that_are_lost(store):
+    names = ["part: answer lost once", "manifest: answer lost once", "manifest: done, and 412"]
+    caught(store, "save", names, broken="NeverLooking")
+
+
+def test_control_of_conditions(store):
+    names = ["tensors: not done, and 412 always", "upload: complete: not done, and 412"]
+    caught(store, "save", names, broken="Believing")
+
+
+def test_control_of_uploads(store):
+    names = ["upload: part: 500, and no abort", "upload: complete: 500, and no abort"]
+    caught(store, "save", names, remove="remove_nothing")
+
+
+def test_control_of_hangs(store):
+    """A client without a limit, as good as."""
+    caught(store, "save", ["tensors: hang once"], read_timeout=8.0, deadline=4.0)
+
+
+def test_control_of_restores(store):
+    kinds = ("500 always", "503 SlowDown always", "cut off always", "short once", "short always",
+             "a wrong bit once")  # fmt: skip
+    names = [f"tensors: {kind}" for kind in kinds]
+    caught(store, "restore", names, broken="Careless", unchecked=True)
+
+
+def test_control_of_tidying(store):
+    caught(store, "tidy", ["late listings"], remove="remove_by_listing")
