@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cloud_servers import azure_server, google_server, store, store_server
 from tests.object_store import s3, s3_server
 from trainkit.config import environ, set_environ
 from trainkit.testing.leaks import Surroundings
 from trainkit.testing.plugin import ranks
 
-__all__ = ["ranks", "s3", "s3_server"]
+__all__ = ["azure_server", "google_server", "ranks", "s3", "s3_server", "store", "store_server"]
 
 _TESTS = Path(__file__).parent
 _FAILED = pytest.StashKey[bool]()

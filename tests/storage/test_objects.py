@@ -1,21 +1,24 @@
-"""Object stores: a real S3 server, and fsspec's file system in memory."""
+"""Object stores: real servers of S3, Google's and Azure's kind, and fsspec's file system in memory."""
 
 import datetime
 import threading
 import time
-import uuid
 
 import pytest
 
+from tests.cloud_servers import server_for
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
 from trainkit.storage import objects, open_storage, uploads
 
 
-@pytest.fixture(params=["s3", "memory"])
-def url(request, s3_server):  # the session's server, named so that it starts before the test
-    if request.param == "s3":
-        return request.getfixturevalue("s3") + "/deep/run"
-    return f"memory://{uuid.uuid4().hex}/run"
+@pytest.fixture(scope="session", params=["s3", "gs", "az", "memory"])
+def store_server(request):
+    return server_for(request, request.param)
+
+
+@pytest.fixture
+def url(store):
+    return f"{store}/deep/run"
 
 
 @pytest.fixture
@@ -49,12 +52,12 @@ def test_of_many_creators_one_wins(url):
         thread.start()
     for thread in threads:
         thread.join()
-    if url.startswith("s3"):  # fsspec's memory looks first and writes then
+    if not url.startswith("memory"):  # which looks first and writes then
         assert len(won) == 1
     assert open_storage(url).read("a") in [b"%d" % number for number in won]
 
 
-def test_an_answer_that_was_lost_is_a_success(storage, monkeypatch):
+def test_an_answer_that_was_lost_is_a_success(storage):
     """The library sends a request again whose answer it missed, and finds its own object."""
     done = storage._fs.pipe_file
 
@@ -62,9 +65,9 @@ def test_an_answer_that_was_lost_is_a_success(storage, monkeypatch):
         done(*args, **kwargs)
         raise OSError(22, "At least one of the pre-conditions you specified did not hold")
 
-    monkeypatch.setattr(storage._fs, "pipe_file", lose)
-    storage.create("a", b"mine")
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:  # its undo keeps the credentials in place
+        patch.setattr(storage._fs, "pipe_file", lose)
+        storage.create("a", b"mine")
     assert storage.read("a") == b"mine"
 
 

@@ -50,7 +50,7 @@ def test_a_missing_library_is_named_by_its_extra(monkeypatch):
     def missing(*_, **__):
         raise ImportError("Please install gcsfs to access Google Storage")
 
-    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
     with pytest.raises(DependencyError, match=r'pip install "trainkit\[gcs\]"'):
         open_storage("gs://bucket/run")
     with pytest.raises(DependencyError, match="Please install gcsfs"):

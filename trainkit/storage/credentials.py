@@ -18,7 +18,9 @@ _PORT = re.compile(r":\d{1,5}$")
 _SECRETS = re.compile(
     # Before the host, of which a secret may hold slashes; and the parameters of signed URLs.
     r"(?P<userinfo>://)[^\s@'\"]+(?=@)"
-    r"|(?P<name>\b(?:sig|signature|[\w-]*token|x-(?:amz|goog)-(?:signature|credential))=)[^&\s'\"]+",
+    r"|(?P<name>\b(?:sig|signature|[\w-]*token|x-(?:amz|goog)-(?:signature|credential)"
+    # And those of a connection string of Azure's.
+    r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
 

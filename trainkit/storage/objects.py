@@ -5,8 +5,7 @@ import datetime
 import errno
 import inspect
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,15 +13,14 @@ from urllib.parse import urlsplit
 from trainkit.errors import (
     DependencyError,
     EnvironmentFaultError,
-    InputMissingError,
-    NoPermissionError,
     TrainkitError,
     UsageError,
 )
 from trainkit.storage import uploads
 from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Upload, parts_of
 from trainkit.storage.copies import can_copy, send_changed
-from trainkit.storage.credentials import has_secret, refuse_credentials, without_secrets
+from trainkit.storage.credentials import refuse_credentials, without_secrets
+from trainkit.storage.failures import telling_of
 
 __all__ = ["ObjectStorage"]
 
@@ -40,9 +38,6 @@ _EXTRAS = {
 }
 """Scheme → the extra of trainkit that brings its file system."""
 
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
-"""Errors of the stores' own libraries that mean: nobody said who we are."""
-
 _GARBLED = {"FlexibleChecksumError"}
 """What a store's library raises where a checksum that came with an answer does not fit it."""
 
@@ -53,15 +48,14 @@ _AT_ONCE = 8
 _MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 """Where the file systems of S3, Azure, Google and memory say when an object was written."""
 
-_BUGS = (TypeError, AttributeError, NameError, AssertionError)
-
 
 class ObjectStorage:
     """Objects below one prefix of a store.
 
-    Every object is sent as a whole, by a conditional request (``If-None-Match: *`` on S3), so
-    that none is ever seen in part or written over. One object at a time is held in memory.
-    Credentials and endpoints are found as the store's own tools find them, such as ``AWS_*``.
+    Every object is sent as a whole, by a conditional request (``If-None-Match: *`` on S3 and
+    Azure, ``ifGenerationMatch=0`` on Google), so that none is ever seen in part or written over.
+    One object at a time is held in memory. Credentials and endpoints are found as the store's own
+    tools find them, such as ``AWS_*``.
     """
 
     def __init__(self, url: str) -> None:
@@ -71,10 +65,12 @@ class ObjectStorage:
             UsageError: the URL has no bucket, an unknown scheme, or credentials in it.
             DependencyError: the file system of this scheme is not installed.
             EnvironmentFaultError: it has no conditional writes.
+            NoPermissionError: it wants credentials before anything is asked of it.
         """
         _check_url(url)
         self.url = url.rstrip("/")
         self._fs, self._root = _open(self.url)
+        self._if_absent = _if_absent(self._fs, urlsplit(url).scheme)
         # Of a scheme that this process registered by itself another process knows nothing.
         self.reopenable = urlsplit(url).scheme in _EXTRAS
 
@@ -83,7 +79,7 @@ class ObjectStorage:
         key = self._key(path)
         with self._telling(key):
             try:
-                self._fs.pipe_file(key, bytes(data), mode="create")
+                self._fs.pipe_file(key, bytes(data), **self._if_absent)
             except (FileNotFoundError, PermissionError):
                 raise
             except Exception as error:
@@ -246,29 +242,8 @@ class ObjectStorage:
     def _named(self, key: str) -> str:
         return f"{urlsplit(self.url).scheme}://{key}"
 
-    @contextlib.contextmanager
-    def _telling(self, key: str) -> Iterator[None]:
-        """Name the object in errors, and raise refusals and absences as trainkit's own."""
-        where = self._named(key)
-        try:
-            yield
-        except (TrainkitError, FileExistsError, *_BUGS):
-            raise
-        except FileNotFoundError as error:
-            text = "no such object or bucket"
-            raise InputMissingError(errno.ENOENT, text, where) from _shown(error)
-        except PermissionError as error:
-            raise NoPermissionError(errno.EACCES, _text(error), where) from _shown(error)
-        except Exception as error:
-            # The stores' libraries have trees of errors of their own.
-            if type(error).__name__ in _NO_CREDENTIALS:
-                raise NoPermissionError(
-                    errno.EACCES,
-                    f"{_text(error)}: give credentials as the store's own tools find them",
-                    where,
-                ) from _shown(error)
-            number = getattr(error, "errno", None) or errno.EIO
-            raise OSError(number, _text(error), where) from _shown(error)
+    def _telling(self, key: str) -> contextlib.AbstractContextManager[None]:
+        return telling_of(self._named(key))
 
 
 def _check_url(url: str) -> None:
@@ -288,8 +263,9 @@ def _open(url: str) -> tuple[Any, str]:
 
     scheme = urlsplit(url).scheme
     try:
-        # Listings have to be true: another rank writes what this one is waiting for.
-        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        fsspec.get_filesystem_class(scheme)
+        with telling_of(url):
+            return _opened(url)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         what = f'"trainkit[{extra}]"' if extra else f"what fsspec needs for it ({error})"
@@ -301,19 +277,43 @@ def _open(url: str) -> tuple[Any, str]:
             f"{scheme}:// is no scheme that fsspec knows. Expected s3://, gs://, az://, file:// "
             f"or a path."
         ) from None
-    pipe_file = getattr(fs, "_pipe_file", fs.pipe_file)
-    if "mode" not in inspect.signature(pipe_file).parameters:
-        raise EnvironmentFaultError(
-            f"{scheme}:// cannot hold checkpoints: {type(fs).__module__} knows no write that fails "
-            f"where an object exists, so two runs could not be told apart. A newer version may."
-        )
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        # Listings have to be true: another rank writes what this one is waiting for.
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ValueError as error:
+        # adlfs wants to know an account, and reads its key, before anything is asked of it.
+        raise PermissionError(
+            f"{error}: give credentials as the store's own tools find them"
+        ) from error
     return fs, root.rstrip("/")
+
+
+def _if_absent(fs: Any, scheme: str) -> dict[str, Any]:
+    """Arguments that make a write fail where the object exists: each file system has its own.
+
+    Raises:
+        EnvironmentFaultError: it has none.
+    """
+    known = inspect.signature(getattr(fs, "_pipe_file", fs.pipe_file)).parameters
+    if "mode" in known:
+        return {"mode": "create"}
+    if "overwrite" in known:  # adlfs
+        return {"overwrite": False}
+    raise EnvironmentFaultError(
+        f"{scheme}:// cannot hold checkpoints: {type(fs).__module__} knows no write that fails "
+        f"where an object exists, so two runs could not be told apart. A newer version may."
+    )
 
 
 def _one_request(fs: Any) -> dict[str, Any]:
     """Arguments to read a whole object at once: s3fs would ask for its size first."""
     known = inspect.signature(getattr(fs, "_cat_file", fs.cat_file)).parameters
-    return {"max_concurrency": 1} if "max_concurrency" in known else {}
+    return {"max_concurrency": 1} if "max_concurrency" in known and "s3" in fs.protocol else {}
 
 
 def _modified(info: Mapping[str, Any]) -> float | None:
@@ -324,18 +324,3 @@ def _modified(info: Mapping[str, Any]) -> float | None:
     if isinstance(found, datetime.datetime):
         return found.timestamp()
     return None if found is None else float(found)
-
-
-def _text(error: BaseException) -> str:
-    number = getattr(error, "errno", None)
-    text = getattr(error, "strerror", None) or str(error) or (os.strerror(number) if number else "")
-    return without_secrets(text or type(error).__name__)
-
-
-def _shown(error: BaseException) -> BaseException | None:
-    """The error as a cause that tracebacks may show; None where a secret is in it.
-
-    The address of a server or a proxy may have a password in it, and a token may be in that of an
-    object.
-    """
-    return None if has_secret(error) else error

@@ -1,0 +1,98 @@
+"""Errors of the stores' own libraries, told as trainkit's own: in one line, and with no secret."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from trainkit.errors import InputMissingError, NoPermissionError, TrainkitError
+from trainkit.storage.credentials import has_secret, without_secrets
+
+__all__ = ["telling_of"]
+
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "CredentialUnavailableError",
+}
+"""Errors of the stores' own libraries that mean: nobody said who we are."""
+
+_HOW = "give credentials as the store's own tools find them"
+
+_REFUSED = (401, 403)
+_STATUS = ("status_code", "code", "status")
+"""Where the errors of Azure's, Google's and aiohttp's clients have the status of an answer."""
+
+_THEIRS = (TypeError, AttributeError, NameError, AssertionError, ImportError)
+"""Bugs and missing libraries: no word of a store's."""
+
+_LONGEST = 400
+"""Characters of an error's text; some hold the whole of a server's answer."""
+
+
+@contextlib.contextmanager
+def telling_of(where: str) -> Iterator[None]:
+    """Name ``where``, an object or a root, in errors; refusals and absences become trainkit's own.
+
+    Raises:
+        InputMissingError: there is no such object, or no such bucket.
+        NoPermissionError: the store refuses, or there are no credentials.
+        OSError: anything else that a store or its library raises; it has an ``errno``.
+    """
+    try:
+        yield
+    except (TrainkitError, FileExistsError, *_THEIRS):
+        raise
+    except FileNotFoundError as error:
+        text = "no such object or bucket"
+        raise InputMissingError(errno.ENOENT, text, where) from _shown(error)
+    except PermissionError as error:
+        raise NoPermissionError(errno.EACCES, _text(error), where) from _shown(error)
+    except Exception as error:
+        # The stores' libraries have trees of errors of their own.
+        if any(type(one).__name__ in _NO_CREDENTIALS for one in _chain(error)):
+            text = f"{_text(error)}: {_HOW}"
+            raise NoPermissionError(errno.EACCES, text, where) from _shown(error)
+        if any(_is_refusal(one) for one in _chain(error)):
+            raise NoPermissionError(errno.EACCES, _text(error), where) from _shown(error)
+        number = getattr(error, "errno", None)
+        # An error of a name that cannot be resolved has a negative number of its own.
+        known = number if isinstance(number, int) and number > 0 else errno.EIO
+        raise OSError(known, _text(error), where) from _shown(error)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it was raised from: adlfs wraps what Azure's library raised."""
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if any(getattr(error, name, None) in _REFUSED for name in _STATUS):
+        return True
+    # gcsfs says it in words alone.
+    return isinstance(error, OSError) and str(error).startswith("Forbidden:")
+
+
+def _text(error: BaseException) -> str:
+    """What an error says, in one line."""
+    number = getattr(error, "errno", None)
+    text = getattr(error, "strerror", None) or str(error)
+    if not text and isinstance(number, int) and number > 0:
+        text = os.strerror(number)
+    # Azure's errors go on with numbers of the request, headers and the whole answer.
+    text = " ".join(text.partition("\nRequestId:")[0].split()) or type(error).__name__
+    text = without_secrets(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _shown(error: BaseException) -> BaseException | None:
+    """The error as a cause that tracebacks may show; None where a secret is in it.
+
+    The address of a server or a proxy may have a password in it, and a token may be in that of an
+    object.
+    """
+    return None if has_secret(error) else error
