@@ -1,4 +1,4 @@
-"""Object stores: real servers of S3, Google's and Azure's kind, and fsspec's file system in memory."""
+"""Object stores: servers of S3, Google's and Azure's kind, and fsspec's file system in memory."""
 
 import datetime
 import threading

@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import os
+import logging
 from collections.abc import Iterator
 
 from trainkit.errors import InputMissingError, NoPermissionError, TrainkitError
 from trainkit.storage.credentials import has_secret, without_secrets
 
-__all__ = ["telling_of"]
+__all__ = ["telling_of", "was_never_sent", "without_tracebacks"]
 
 _NO_CREDENTIALS = {
     "NoCredentialsError",
@@ -20,9 +20,17 @@ _NO_CREDENTIALS = {
 
 _HOW = "give credentials as the store's own tools find them"
 
-_REFUSED = (401, 403)
 _STATUS = ("status_code", "code", "status")
 """Where the errors of Azure's, Google's and aiohttp's clients have the status of an answer."""
+
+_UNREACHABLE = {
+    "ClientConnectorError",
+    "ClientConnectorDNSError",
+    "ConnectTimeoutError",
+    "EndpointConnectionError",
+    "ServiceRequestError",
+}
+"""Errors of those libraries that mean: nobody was reached, though it was tried again and again."""
 
 _THEIRS = (TypeError, AttributeError, NameError, AssertionError, ImportError)
 """Bugs and missing libraries: no word of a store's."""
@@ -50,8 +58,14 @@ def telling_of(where: str) -> Iterator[None]:
     except PermissionError as error:
         raise NoPermissionError(errno.EACCES, _text(error), where) from _shown(error)
     except Exception as error:
-        # The stores' libraries have trees of errors of their own.
+        # The stores' libraries have trees of errors of their own. 401 asks who we are, 403 knows.
         if any(type(one).__name__ in _NO_CREDENTIALS for one in _chain(error)):
+            text = f"{_text(error)}: {_HOW}"
+            raise NoPermissionError(errno.EACCES, text, where) from _shown(error)
+        if any(_has_status(one, 404) for one in _chain(error)):
+            text = "no such object or bucket"
+            raise InputMissingError(errno.ENOENT, text, where) from _shown(error)
+        if any(_has_status(one, 401) for one in _chain(error)):
             text = f"{_text(error)}: {_HOW}"
             raise NoPermissionError(errno.EACCES, text, where) from _shown(error)
         if any(_is_refusal(one) for one in _chain(error)):
@@ -62,6 +76,21 @@ def telling_of(where: str) -> Iterator[None]:
         raise OSError(known, _text(error), where) from _shown(error)
 
 
+def was_never_sent(error: BaseException) -> bool:
+    """Whether a library gave up on a request because it reached no server.
+
+    Such a request took its time already, up to minutes, and another would take as long.
+    """
+    return any(type(one).__name__ in _UNREACHABLE for one in _chain(error))
+
+
+def without_tracebacks(record: logging.LogRecord) -> bool:
+    """A filter for the logger of a library that logs, with its traceback, what it then raises."""
+    if not logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
+        record.exc_info = None
+    return True
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """``error`` and what it was raised from: adlfs wraps what Azure's library raised."""
     one: BaseException | None = error
@@ -70,19 +99,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__
 
 
+def _has_status(error: BaseException, status: int) -> bool:
+    return any(getattr(error, name, None) == status for name in _STATUS)
+
+
 def _is_refusal(error: BaseException) -> bool:
-    if any(getattr(error, name, None) in _REFUSED for name in _STATUS):
-        return True
     # gcsfs says it in words alone.
-    return isinstance(error, OSError) and str(error).startswith("Forbidden:")
+    said = isinstance(error, OSError) and str(error).startswith("Forbidden:")
+    return said or _has_status(error, 403)
 
 
 def _text(error: BaseException) -> str:
     """What an error says, in one line."""
-    number = getattr(error, "errno", None)
     text = getattr(error, "strerror", None) or str(error)
-    if not text and isinstance(number, int) and number > 0:
-        text = os.strerror(number)
     # Azure's errors go on with numbers of the request, headers and the whole answer.
     text = " ".join(text.partition("\nRequestId:")[0].split()) or type(error).__name__
     text = without_secrets(text)

@@ -20,7 +20,7 @@ from trainkit.storage import uploads
 from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Upload, parts_of
 from trainkit.storage.copies import can_copy, send_changed
 from trainkit.storage.credentials import refuse_credentials, without_secrets
-from trainkit.storage.failures import telling_of
+from trainkit.storage.failures import telling_of, was_never_sent, without_tracebacks
 
 __all__ = ["ObjectStorage"]
 
@@ -85,7 +85,7 @@ class ObjectStorage:
             except Exception as error:
                 # Each store has an error of its own for an object that exists. And a request may
                 # be done and its answer lost: sent again by the library, it finds itself.
-                if not self._fs.exists(key):
+                if was_never_sent(error) or not self._fs.exists(key):
                     raise
                 if self._fs.size(key) != len(data) or self._fs.cat_file(key) != data:
                     raise FileExistsError(
@@ -282,6 +282,8 @@ def _open(url: str) -> tuple[Any, str]:
 def _opened(url: str) -> tuple[Any, str]:
     import fsspec
 
+    # Once, since a filter that is there is not added again.
+    logging.getLogger("gcsfs").addFilter(without_tracebacks)
     try:
         # Listings have to be true: another rank writes what this one is waiting for.
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
