@@ -1,14 +1,21 @@
 """Object stores: servers of S3, Google's and Azure's kind, and fsspec's file system in memory."""
 
+import contextlib
 import datetime
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.cloud_servers import server_for
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
 from trainkit.storage import objects, open_storage, uploads
+
+LARGE = 110 << 20
+"""Bytes: s3fs and gcsfs send at most 50 MiB in one request, Azure's library 64."""
 
 
 @pytest.fixture(scope="session", params=["s3", "gs", "az", "memory"])
@@ -57,6 +64,107 @@ def test_of_many_creators_one_wins(url):
     assert open_storage(url).read("a") in [b"%d" % number for number in won]
 
 
+RACER = """
+import sys
+from trainkit.storage import open_storage
+
+storage, number = open_storage(sys.argv[1]), sys.argv[2].encode()
+storage.names()  # connected
+print("ready", flush=True)
+sys.stdin.readline()
+for race in range(int(sys.argv[3])):
+    try:
+        storage.create(f"race-{race}", number * 100)
+        print(race, flush=True)
+    except FileExistsError:
+        pass
+"""
+
+
+def test_of_processes_that_race_one_wins(url):
+    if url.startswith("memory"):
+        return  # no other process sees it
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, url, str(number), "25"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        won = [racer.communicate(timeout=120)[0].split() for racer in racers]
+    finally:
+        for racer in racers:
+            with racer:
+                racer.kill()
+    assert sorted(int(race) for races in won for race in races) == list(range(25))
+    storage = open_storage(url)
+    for number, races in enumerate(won):
+        for race in races:
+            assert storage.read(f"race-{race}") == b"%d" % number * 100
+
+
+def test_of_large_objects_that_race_one_wins(url):
+    """Larger than what goes up in one request: then the end of the upload decides."""
+    if url.startswith("memory"):
+        return  # which looks first and writes then
+    storages = [open_storage(url) for _ in range(3)]
+
+    def race(number):
+        try:
+            storages[number].write("large", [b"%d" % number * LARGE])
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(3) as pool:
+        won = list(pool.map(race, range(3)))
+    assert won.count(True) == 1
+    assert storages[0].read("large") == b"%d" % won.index(True) * LARGE
+    assert storages[0].names() == ["large"]
+
+
+UPLOADER = """
+import sys
+from trainkit.storage import open_storage
+
+storage = open_storage(sys.argv[1])
+storage.create("a", b"1")
+print("begins", flush=True)
+while True:
+    storage.write("large", [bytes(int(sys.argv[2]))])
+    storage.delete("large")
+    print("again", flush=True)
+"""
+
+
+def test_a_large_object_that_is_killed_on_its_way_is_not_seen(url):
+    if url.startswith("memory"):
+        return  # no other process sees it
+    storage = open_storage(url)
+    for delay in (0.02, 0.08, 0.2):
+        command = [sys.executable, "-c", UPLOADER, url, str(LARGE)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as uploader:
+            try:
+                assert uploader.stdout.readline() == "begins\n"
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    uploader.wait(timeout=delay)  # somewhere within the upload
+            finally:
+                uploader.kill()
+        assert storage.size("large") in (None, LARGE)
+        if storage.size("large"):
+            assert storage.read("large") == bytes(LARGE)
+        storage.delete("large")
+        storage.delete("a")
+
+
 def test_an_answer_that_was_lost_is_a_success(storage):
     """The library sends a request again whose answer it missed, and finds its own object."""
     done = storage._fs.pipe_file
@@ -92,15 +200,17 @@ def test_parts_become_one_object(storage):
         storage.write("a/b", [b"1"])
 
 
-def test_an_object_of_many_parts(s3):
-    """Larger than one request of S3's library."""
-    storage = open_storage(s3)
-    data = bytes(range(256)) * (110 * 4096)
+def test_an_object_of_many_parts(storage):
+    """Larger than one request of the stores' libraries."""
+    data = bytes(range(256)) * (LARGE // 256)
     storage.write("large", [data])
     tail = bytearray(100)
     assert storage.size("large") == len(data)
     assert storage.read_into("large", memoryview(tail), len(data) - 100) == 100
     assert tail == data[-100:]
+    assert storage.read("large") == data
+    with pytest.raises(FileExistsError):
+        storage.write("large", [data[:-1], b"?"])
 
 
 def test_reading_into_a_buffer(storage):
