@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from trainkit.checkpoint.adapters.state import check_state
@@ -57,8 +58,9 @@ class CheckpointManager:
         Args:
             url: local path or ``file://`` URL, the same on all ranks; None saves nothing.
             state: what to save, by name: objects with ``state_dict`` and ``load_state_dict``
-                (torch's modules and optimizers among them), dicts, lists, arrays, tensors. An
-                entry is taken to be the same on all ranks unless it is a ``PerRank``.
+                (torch's modules and optimizers among them), objects that TensorFlow tracks,
+                boosters, dicts, lists, arrays, tensors. An entry is taken to be the same on all
+                ranks unless it is a ``PerRank``.
             save: when ``step`` saves; every 10 minutes by default.
             keep: which checkpoints stay after a save: a number of the newest that are whole,
                 or a policy. The newest whole one and pinned ones stay in any case.
@@ -79,7 +81,7 @@ class CheckpointManager:
         if save is not None and not isinstance(save, SavePolicy):
             raise UsageError(f"save={save!r}: expected a policy, such as EverySteps(100)")
         check_state(state)
-        self._state = state
+        self._state = dict(state)
         self._communicator = communicator or Communicator.solo()
         self._options = options or CheckpointOptions()
         self._monitor: StopMonitor = monitor or _Unasked()
@@ -97,7 +99,7 @@ class CheckpointManager:
         self._saver: Saver | None = None
         if url is not None:
             storage = open_storage(url)
-            self._root = OpenRoot(storage, state, self._communicator, self._options)
+            self._root = OpenRoot(storage, self._state, self._communicator, self._options)
             if not self._options.read_only:
                 self._saver = self._root.take(policy, local_tier)
                 return
@@ -121,6 +123,28 @@ class CheckpointManager:
         """The step that was saved last to the local tier, as far as this rank's part goes."""
         kept = None if self._saver is None else self._saver.kept
         return None if kept is None else kept.step
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What is saved, by name; a view that cannot be changed."""
+        return MappingProxyType(self._state)
+
+    def replace(self, name: str, value: Any) -> None:
+        """Save another object under ``name`` from now on, and restore into it.
+
+        For frameworks that make an object anew, as ``xgboost.train`` does with its booster;
+        every rank calls it. A save that is under way is of the object before.
+
+        Raises:
+            UsageError: there is no such entry, or ``value`` cannot be saved.
+        """
+        if name not in self._state:
+            raise UsageError(
+                f"replace({name!r}, …): the state has no such entry; it has "
+                f"{', '.join(self._state) or 'nothing'}"
+            )
+        check_state({name: value})
+        self._state[name] = value
 
     def step(self, step: int, metrics: Mapping[str, float] | None = None) -> bool:
         """Say that ``step`` is done, and save if it is time.

@@ -303,7 +303,7 @@ class Saver:
             return
         self._warmed = True
         try:
-            _, images, _ = self._capture.take()
+            _, images, _ = self._capture.take(sketch=True)
         except (Exception, TrainkitError) as error:  # the first save will say so to people
             log.debug("the size of a save is not known yet: %s", error)
             images = []

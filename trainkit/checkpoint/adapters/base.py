@@ -6,8 +6,18 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from trainkit.checkpoint.adapters.values import Encoder, decode
 from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
+from trainkit.errors import CheckpointDamagedError
+from trainkit.storage import Bytes
 
-__all__ = ["Apply", "Document", "Saved", "ShardedAdapter", "StateAdapter"]
+__all__ = [
+    "Apply",
+    "Document",
+    "RawFile",
+    "Saved",
+    "ShardedAdapter",
+    "SketchingAdapter",
+    "StateAdapter",
+]
 
 Apply = Callable[[], None]
 """Gives a checked value back to its object."""
@@ -16,15 +26,35 @@ _NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """Values and tensors to be written under one path without suffix.
+class RawFile:
+    """A file in a framework's own format, of which not one byte is ours.
 
-    Without ``json`` there is no JSON file; without ``tensors`` (None) no safetensors file.
+    ``read(begin, end)`` returns these bytes of it, and may be called again.
+    """
+
+    size: int
+    read: Callable[[int, int], Bytes]
+
+    @classmethod
+    def of_bytes(cls, data: Bytes) -> "RawFile":
+        """A file that is in memory."""
+        view = memoryview(data)
+        return cls(len(view), lambda begin, end: view[begin:end])
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Values and tensors to be written under one path without suffix, or a file as it is.
+
+    Without ``json`` there is no JSON file; without ``tensors`` (None) no safetensors file. With
+    ``raw`` there is neither, and ``path`` is the file's own, with its suffix. With nothing at
+    all it only refers to what another entry writes.
     """
 
     path: str
     tensors: Mapping[str, TensorSource] | None
     json: Any = _NOTHING
+    raw: RawFile | None = None
 
     @property
     def has_json(self) -> bool:
@@ -51,10 +81,22 @@ class Saved:
     json: Any = None
     parts: Mapping[str, Any] = field(default_factory=dict)
     """Of tensors that were sharded: by name, those of all ranks."""
+    raw: Callable[[], memoryview] | None = None
+    """Reads and verifies a file that was saved as it is; in memory that is the caller's alone."""
 
     def value(self) -> Any:
         """The value that ``Document.of`` encoded."""
         return decode(self.json, self.tensors)
+
+    def file(self) -> memoryview:
+        """The bytes of a file that was saved as it is.
+
+        Raises:
+            CheckpointDamagedError: they are not those that were saved, or it is no such file.
+        """
+        if self.raw is None:
+            raise CheckpointDamagedError("values or tensors where a file was saved")
+        return self.raw()
 
 
 class StateAdapter(Protocol):
@@ -62,7 +104,8 @@ class StateAdapter(Protocol):
 
     It sees the whole state, since an optimizer is keyed by the names that a module gives to
     its parameters. Nothing is given back before all entries have been prepared, so that a
-    state that does not fit leaves every object as it was.
+    state that does not fit leaves every object as it was. One adapter serves all entries of its
+    kind in one save or one restore, so that it can keep several of them together.
     """
 
     kind: ClassVar[str]
@@ -90,4 +133,13 @@ class ShardedAdapter(Protocol):
 
     def own_parts(self, name: str, state: Mapping[str, Any]) -> dict[str, Any]:
         """Parts of sharded tensors that this rank saves: by name, ``offsets`` and ``tensor``."""
+        ...
+
+
+@runtime_checkable
+class SketchingAdapter(Protocol):
+    """A ``StateAdapter`` for which it is dear to describe an entry."""
+
+    def sketch(self, name: str, state: Mapping[str, Any]) -> list[Document]:
+        """Documents of about the size of those that ``capture`` returns; never written."""
         ...

@@ -5,7 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trainkit.checkpoint.adapters import rng
-from trainkit.checkpoint.adapters.base import Apply, Document, Saved, ShardedAdapter, StateAdapter
+from trainkit.checkpoint.adapters.base import (
+    Apply,
+    Document,
+    Saved,
+    ShardedAdapter,
+    SketchingAdapter,
+    StateAdapter,
+)
 from trainkit.checkpoint.adapters.plain import (
     PlainAdapter,
     check_restorable,
@@ -41,7 +48,8 @@ def check_state(state: Mapping[str, Any]) -> None:
     """
     for name, value in state.items():
         check_entry_name(name)
-        check_restorable(name, value.value if isinstance(value, PerRank) else value)
+        if isinstance(value, PerRank) or isinstance(_adapter(value), PlainAdapter):
+            check_restorable(name, value.value if isinstance(value, PerRank) else value)
     folded = {name.casefold() for name in state}
     if len(folded) != len(state):  # one file for two entries, on some mounts
         raise UsageError(f"entries that differ only in case: {', '.join(sorted(state))}")
@@ -54,18 +62,29 @@ def weights_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return modules or {name: value for name, value in shared.items() if is_weights(value)}
 
 
-def capture_shared(state: Mapping[str, Any]) -> Iterator[tuple[str, Entry, list[Document]]]:
+def capture_shared(
+    state: Mapping[str, Any], *, sketch: bool = False
+) -> Iterator[tuple[str, Entry, list[Document]]]:
     """Entries that are the same on all ranks, one after the other: name, record, documents.
+
+    Args:
+        state: of the run.
+        sketch: whether documents of about the right sizes will do, since none is written.
 
     Raises:
         UsageError: something cannot be saved; the message names its place.
     """
+    adapters: dict[str, StateAdapter] = {}
     for name, value in state.items():
         if isinstance(value, PerRank):
             yield name, Entry(_PER_RANK, ()), []
             continue
         adapter = _adapter(value)
-        documents = adapter.capture(name, state)
+        adapter = adapters.setdefault(adapter.kind, adapter)
+        if sketch and isinstance(adapter, SketchingAdapter):
+            documents = adapter.sketch(name, state)
+        else:
+            documents = adapter.capture(name, state)
         yield name, Entry(adapter.kind, tuple(d.path for d in documents)), documents
 
 
@@ -111,6 +130,7 @@ class Restoration:
                 saved as something else.
         """
         self._state = state
+        self._adapters: dict[str, StateAdapter] = {}
         self._applies: list[Apply] = []
         self._random: dict[str, Any] | None = None
         for name, value in state.items():
@@ -133,8 +153,9 @@ class Restoration:
             CheckpointDamagedError: a document of it is not among those of the entry.
             EnvironmentFaultError: it does not fit; the message names the first difference.
         """
-        found = _Documents(saved)
-        self._applies.append(_adapter(self._state[name]).prepare(name, self._state, found))
+        adapter = _adapter(self._state[name])
+        adapter = self._adapters.setdefault(adapter.kind, adapter)
+        self._applies.append(adapter.prepare(name, self._state, _Documents(saved)))
 
     def prepare_rank(self, saved: Saved, *, same_world: bool) -> None:
         """Check what was saved by the rank of the same number.
@@ -174,8 +195,22 @@ class _Documents(dict[str, Saved]):
 
 
 def _adapter(value: Any) -> StateAdapter:
-    if loaded("torch") and of_object(value) == "torch":
-        from trainkit.checkpoint.adapters.torch import adapter_for
+    """The adapter for one value. One serves all entries of its kind in one save or restore."""
+    framework = of_object(value)
+    if framework is None or not loaded(framework):
+        return PlainAdapter()
+    return _of_framework(framework, value) or PlainAdapter()
 
-        return adapter_for(value) or PlainAdapter()
-    return PlainAdapter()
+
+def _of_framework(framework: str, value: Any) -> StateAdapter | None:
+    if framework == "torch":
+        from trainkit.checkpoint.adapters.torch import adapter_for as for_torch
+
+        return for_torch(value)
+    if framework == "tensorflow":
+        from trainkit.checkpoint.adapters.tensorflow import adapter_for as for_tensorflow
+
+        return for_tensorflow(value)
+    from trainkit.checkpoint.adapters.xgboost import adapter_for as for_xgboost
+
+    return for_xgboost(value)

@@ -9,7 +9,7 @@ from typing import Any
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.admin.headers import TensorAt, document_files, document_tensors
 from trainkit.checkpoint.format import catalog
-from trainkit.checkpoint.format.checksums import CHUNK_BYTES
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
 from trainkit.checkpoint.format.layout import StepFolder, rank_state_path
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.load.reader import read_verified
@@ -45,8 +45,9 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference. ``what`` is ``entry``, ``tensor`` or ``value``; ``how`` is ``added``,
-    ``removed``, ``kind``, ``dtype``, ``shape`` or ``values``."""
+    """One difference. ``what`` is ``entry``, ``tensor``, ``value`` or, of one that its framework
+    wrote, ``file``; ``how`` is ``added``, ``removed``, ``kind``, ``dtype``, ``shape`` or
+    ``values``."""
 
     entry: str
     document: str
@@ -104,6 +105,7 @@ def _entries(side: Side) -> dict[str, tuple[str, tuple[str, ...]]]:
 def _compare_document(
     entry: str, path: str, before: Side | None, after: Side | None
 ) -> Iterator[Change]:
+    yield from _compare_file(entry, path, _raw(before, path), _raw(after, path))
     old, new = _tensors(before, path), _tensors(after, path)
     pairs: list[tuple[str, TensorAt, TensorAt]] = []
     for name in dict.fromkeys([*old, *new]):
@@ -119,6 +121,16 @@ def _compare_document(
     if before is not None and after is not None:
         yield from _compare_values(entry, path, before, after, pairs)
     yield from _compare_json(entry, path, _json(before, path), _json(after, path))
+
+
+def _compare_file(
+    entry: str, path: str, old: FileRecord | None, new: FileRecord | None
+) -> Iterator[Change]:
+    """Files that a framework wrote differ or not: only it knows what is in them."""
+    if old != new:
+        how = "values" if old and new else "added" if new else "removed"
+        name = path.rpartition("/")[2]
+        yield Change(entry, path, name, "file", how, _sized(old), _sized(new))
 
 
 def _compare_values(
@@ -215,6 +227,14 @@ def _shown(value: Any) -> str:
 
 def _described(tensor: TensorAt | None) -> str:
     return "" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _sized(record: FileRecord | None) -> str:
+    return "" if record is None else f"{record.size} bytes"
+
+
+def _raw(side: Side | None, path: str) -> FileRecord | None:
+    return None if side is None else side.manifest.files.get(path)
 
 
 def _tensors(side: Side | None, path: str) -> Mapping[str, TensorAt]:

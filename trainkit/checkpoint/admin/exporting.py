@@ -133,9 +133,10 @@ def _write_files(
         if len(new_names) > 1:
             text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
             above.write(f"{temporary}/{base}.safetensors.index.json", [text.encode()])
-        if where.json:
-            record = manifest.files[where.json]
-            above.write(f"{temporary}/{base}.json", _chunks(storage, folder, where.json, record))
+        for path, name in ((where.json, f"{base}.json"), (where.raw, base)):
+            if path:
+                record = manifest.files[path]
+                above.write(f"{temporary}/{name}", _chunks(storage, folder, path, record))
 
 
 def _names(base: str, count: int) -> list[str]:
@@ -159,6 +160,12 @@ def _write_torch(reader: StepReader, entry: Entry, name: str, into: Path) -> Non
     from trainkit.checkpoint.admin import torch as torch_files
 
     documents = {path: reader.document(path) for path in entry.documents}
+    raw = [path for path, document in documents.items() if document.raw is not None]
+    if raw:
+        raise UsageError(
+            f"{name} was saved as {raw[0]} in its own framework's format, which cannot become a "
+            f"file of torch; export it with --format safetensors, which copies files as they are"
+        )
     if entry.kind == "module":
         torch_files.write_module(documents, into / "pytorch_model.bin")
     else:

@@ -34,18 +34,26 @@ class TensorAt:
 
 @dataclass(frozen=True, slots=True)
 class DocumentFiles:
-    """Files of one document: its tensors may lie in several."""
+    """Files of one document: its tensors may lie in several, or it is a file as it is."""
 
     tensors: tuple[str, ...]
     json: str | None
+    raw: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.tensors, *filter(None, (self.json, self.raw)))
 
 
 def document_files(manifest: Manifest, document: str) -> DocumentFiles:
-    """Find the files of a document, which is a path without suffix.
+    """Find the files of a document, which is a path without suffix, or that of a file as it is.
 
     Raises:
         CheckpointDamagedError: there is none.
     """
+    if document in manifest.files:
+        return DocumentFiles((), None, document)
     tensors, json = tensor_files(document, manifest.files), f"{document}.json"
     if not tensors and json not in manifest.files:
         raise CheckpointDamagedError(f"the manifest lists no file of {document}")

@@ -28,7 +28,8 @@ _READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class DocumentView:
-    """One document: values in a JSON file, tensors in one or several files beside it."""
+    """One document: values in a JSON file, tensors in one or several files beside it; or a file
+    as its framework wrote it."""
 
     path: str
     files: Mapping[str, int]
@@ -103,13 +104,13 @@ def _documents(
 ) -> dict[str, DocumentView]:
     paths = [path for entry in manifest.entries.values() for path in entry.documents]
     paths += [rank_state_path(rank) for rank in range(manifest.world_size)]
+    paths = list(dict.fromkeys(paths))  # several entries may lie in the same files
 
     def view(path: str) -> DocumentView:
         files: dict[str, int] = {}
         try:
             where = document_files(manifest, path)
-            names = (*where.tensors, where.json) if where.json else where.tensors
-            files = {name: manifest.files[name].size for name in names}
+            files = {name: manifest.files[name].size for name in where.names}
             return DocumentView(path, files, document_tensors(storage, folder, manifest, path))
         except CheckpointDamagedError as error:
             text = str(error).removeprefix(f"{storage.url}/{folder.name}/")

@@ -7,6 +7,9 @@ step-0000000100.g03-0007/          step 100, generation 3, its 8th attempt to sa
     model/model.safetensors.index.json       which piece holds which tensor
     optim/optimizer.json           optimizers, keyed by the names of parameters
     optim/optimizer.safetensors
+    booster/model.ubj              a folder for each booster: XGBoost's own file, and nothing else
+    tensorflow/ckpt.index          TensorFlow's own checkpoint of all that it tracks
+    tensorflow/ckpt.data-00000-of-00001
     state/progress.json            everything else
     model/model.sharded.json       tensors of which each rank saved a part, with its own things
     ranks/rank00000.json           what this rank wrote
@@ -29,6 +32,7 @@ __all__ = [
     "QUARANTINE",
     "RANKS",
     "RESERVED",
+    "TENSORFLOW",
     "StepFolder",
     "check_entry_name",
     "has_parts",
@@ -46,8 +50,9 @@ GENERATIONS = ".generations"
 QUARANTINE = ".quarantine"
 PINS = ".pins"
 RANKS = "ranks"
-RESERVED = ("optim", "state", RANKS)
-"""Folders that a module's entry cannot have for its own."""
+TENSORFLOW = "tensorflow"
+RESERVED = ("optim", "state", RANKS, TENSORFLOW)
+"""Folders that an entry which is a model cannot have for its own."""
 
 _STEP = re.compile(r"step-(\d{10,18})\.g(\d{2,9})-([0-9a-f]{4,8})")
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")

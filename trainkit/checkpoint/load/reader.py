@@ -5,6 +5,7 @@ map of it is read ends the process by a signal where a read raises an error.
 """
 
 import contextlib
+import functools
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -79,9 +80,14 @@ class StepReader:
     def document(self, path: str) -> Saved:
         """Read and check all files of one document, which is a path without suffix.
 
+        A file that was saved as it is, whose document is its own path, is read only when the
+        result is asked for it: several entries may share one.
+
         Raises:
             CheckpointDamagedError: bytes are not those that were saved, or files are missing.
         """
+        if path in self.manifest.files:
+            return Saved({}, raw=functools.partial(self._verified, path, self.manifest.files[path]))
         json, pieces = self._file(f"{path}.json"), tensor_files(path, self.manifest.files)
         if json is None and not pieces:
             raise CheckpointDamagedError(f"{self._storage.url}/{self._folder.name} lacks {path}")
@@ -115,8 +121,9 @@ class StepReader:
 
     def _file(self, path: str) -> memoryview | None:
         record = self.manifest.files.get(path)
-        if record is None:
-            return None
+        return None if record is None else self._verified(path, record)
+
+    def _verified(self, path: str, record: FileRecord) -> memoryview:
         return read_verified(self._storage, f"{self._folder.name}/{path}", record)
 
 

@@ -22,17 +22,18 @@ class Capture:
         self._world_size = world_size
         self._layouts = Layouts()
 
-    def take(self) -> tuple[dict[str, Entry], list[FileImage], str]:
+    def take(self, *, sketch: bool = False) -> tuple[dict[str, Entry], list[FileImage], str]:
         """The entries, this rank's files, and a checksum of how tensors are divided over ranks.
 
-        The files refer to the state's own tensors, which are as they are when bytes are read.
+        The files refer to the state's own tensors, which are as they are when bytes are read. With
+        ``sketch`` the sizes of files are about right, and none is to be written.
 
         Raises:
             UsageError: something in the state cannot be saved; the message names its place.
         """
         entries: dict[str, Entry] = {}
         documents: list[Document] = []
-        for name, entry, described in capture_shared(self._state):
+        for name, entry, described in capture_shared(self._state, sketch=sketch):
             entries[name] = entry
             documents += described
         division = divide(documents, self._rank, self._world_size, self._layouts)

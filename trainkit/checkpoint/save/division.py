@@ -46,6 +46,9 @@ def divide(documents: Sequence[Document], rank: int, world_size: int, layouts: L
     loads = [0] * world_size
     divided = []
     for document in documents:
+        if rank == 0 and document.raw is not None:
+            # Not counted: how large it is may differ from rank to rank, and plans must not.
+            images.append(FileImage.of_raw(document.path, document.raw))
         if rank == 0 and document.has_json:
             images.append(FileImage.of_json(document))
         if document.tensors is None:

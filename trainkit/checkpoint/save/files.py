@@ -1,14 +1,18 @@
 """Files as they will lie in the storage, before their bytes are anywhere."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from trainkit.checkpoint.adapters.base import Document
+from trainkit.checkpoint.adapters.base import Document, RawFile
 from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format.tensors import TensorSource, lay_out
 from trainkit.storage import Bytes
 
 __all__ = ["FileImage", "Layouts"]
+
+_PIECE = 64 << 20
+"""Bytes of a framework's own file that are in memory at a time, where it is not all there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,17 @@ class FileImage:
     def of_json(cls, document: Document) -> "FileImage":
         """The values of a document."""
         return cls.of_bytes(f"{document.path}.json", to_json_bytes(document.json))
+
+    @classmethod
+    def of_raw(cls, path: str, raw: RawFile) -> "FileImage":
+        """A file as a framework wrote it: its bytes pass through as tensors of bytes do."""
+        begins = range(0, raw.size, _PIECE)
+        pieces = [(begin, min(begin + _PIECE, raw.size)) for begin in begins]
+        tensors = [
+            TensorSource("U8", (end - begin,), functools.partial(raw.read, begin, end))
+            for begin, end in pieces
+        ]
+        return cls(path, raw.size, b"", tensors)
 
     def parts(self) -> Iterator[Bytes]:
         """The bytes, one tensor after the other.

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from trainkit.errors import CheckpointDamagedError, UsageError
 from trainkit.storage import Bytes
 
 __all__ = ["read_state"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -117,6 +120,13 @@ def _of_manager(opened: Opened, reader: RangeReader) -> dict[str, Any]:
             state[name] = _by_plain_names(value, modules)
         elif entry.kind == "value":
             state[name] = decode(*_document(opened, reader, entry.documents[0]))
+        elif entry.documents:
+            log.warning(
+                "%s: %s is left out: it lies in files of its own framework (%s)",
+                opened.named,
+                name,
+                ", ".join(entry.documents),
+            )
     if not state:
         raise UsageError(f"{opened.named} holds nothing that can be exported")
     return state
