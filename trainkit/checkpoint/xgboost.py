@@ -32,7 +32,7 @@ _APART = 1_000_003
 """Between the seeds of two rounds, so that those of runs with neighbouring seeds do not meet."""
 
 
-class SaveCheckpoints(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+class SaveCheckpoints(xgboost.callback.TrainingCallback):
     """Calls ``manager.step`` after each round: its policy saves, and a notice to stop ends it.
 
     ``xgboost.train`` trains a copy of the booster that it is given; this puts the copy into the

@@ -133,10 +133,10 @@ def _write_files(
         if len(new_names) > 1:
             text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
             above.write(f"{temporary}/{base}.safetensors.index.json", [text.encode()])
-        for path, name in ((where.json, f"{base}.json"), (where.raw, base)):
-            if path:
-                record = manifest.files[path]
-                above.write(f"{temporary}/{name}", _chunks(storage, folder, path, record))
+        for other, name in ((where.json, f"{base}.json"), (where.raw, base)):
+            if other:
+                record = manifest.files[other]
+                above.write(f"{temporary}/{name}", _chunks(storage, folder, other, record))
 
 
 def _names(base: str, count: int) -> list[str]:
