@@ -14,12 +14,12 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError
 
-__all__ = ["check", "variables_of"]
+__all__ = ["Fit", "check", "variables_of"]
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "VARIABLE_VALUE"
 _COUNTER = "save_counter"
-"""Of tf.train.Checkpoint.save, which a run may call for itself, or not."""
+"""Of ``tf.train.Checkpoint.save``, which a run may call for itself: made at the first call."""
 
 _HINT = (
     "Restore into the state that was saved, or start with another checkpoint folder; nothing was "
@@ -27,15 +27,24 @@ _HINT = (
 )
 
 
-def check(entries: Mapping[str, Any], prefix: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What is left to be said of a checkpoint that fits."""
+
+    waits: bool
+    """Whether objects of the run that are not built yet take their values from it later."""
+    counters: list[Any]
+    """Checkpoints of the run's own that have no counter of saves yet, and one in the files."""
+    uncounted: bool
+    """Whether the run has such a counter, and the files have not."""
+
+
+def check(entries: Mapping[str, Any], prefix: str) -> Fit:
     """Compare variables by name, shape and element type.
 
     Args:
         entries: of the run, by name.
         prefix: of the checkpoint's files.
-
-    Returns:
-        Whether the run has objects that are not built yet, which take their values later.
 
     Raises:
         EnvironmentFaultError: they do not fit; the message names the first difference.
@@ -46,7 +55,7 @@ def check(entries: Mapping[str, Any], prefix: str) -> bool:
     match.walk(entries)
     _check_values(saved, match)
     missing = list(_missing(match))
-    surplus, awaited = _surplus(saved, match)
+    surplus, waits = _surplus(saved, match)
     if missing or surplus:
         raise EnvironmentFaultError(
             f"the checkpoint is of another state of TensorFlow's. In the run and not in the "
@@ -54,7 +63,8 @@ def check(entries: Mapping[str, Any], prefix: str) -> bool:
             f"{_some(surplus)}. What is built when it is first called has to be called, or built, "
             f"before. {_HINT}"
         )
-    return awaited
+    uncounted = any(_is_counter(path) for path, _ in match.alone)
+    return Fit(waits, list(_without_counter(saved, match)), uncounted)
 
 
 def variables_of(value: Any) -> Iterator[Any]:
@@ -139,7 +149,7 @@ def _missing(match: _Match) -> Iterator[str]:
     """Variables of the run for which the checkpoint has no value."""
     seen = {id(item) for item in match.found.values()}
     for path, item in match.alone:
-        if path.rpartition(".")[2] == _COUNTER or id(item) in seen:
+        if _is_counter(path) or id(item) in seen:
             continue
         for part in tf.train.TrackableView(item).descendants():
             if _is_variable(part) and id(part) not in seen:
@@ -163,10 +173,21 @@ def _surplus(saved: _Saved, match: _Match) -> tuple[list[str], bool]:
             continue
         if node in awaited:
             waits = True
-        elif path.rpartition(".")[2] != _COUNTER:
+        elif not _is_counter(path):
             names = [a.full_name for a in saved.nodes[node].attributes if a.full_name]
             surplus.append(f"{path} ({names[0]})" if names else path)
     return surplus, waits
+
+
+def _without_counter(saved: _Saved, match: _Match) -> Iterator[Any]:
+    for node, item in match.found.items():
+        counter = dict(saved.below(node)).get(_COUNTER)
+        if counter is not None and counter not in match.found:
+            yield item
+
+
+def _is_counter(path: str) -> bool:
+    return path.rpartition(".")[2] == _COUNTER
 
 
 def _reached(

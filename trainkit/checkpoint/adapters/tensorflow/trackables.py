@@ -78,7 +78,7 @@ class TrackableAdapter:
         try:
             for path, document in saved.items():
                 (scratch.path / path.rpartition("/")[2]).write_bytes(document.file())
-            awaited = check(entries, prefix)
+            fit = check(entries, prefix)
         except BaseException:
             scratch.remove()
             raise
@@ -87,7 +87,10 @@ class TrackableAdapter:
             try:
                 status = root.read(prefix, options=options())
                 status.expect_partial()  # entries that the run does not name were told of before
-                status.assert_existing_objects_matched()
+                for checkpoint in fit.counters:
+                    _ = checkpoint.save_counter  # it is made, and takes its value
+                if not fit.uncounted:
+                    status.assert_existing_objects_matched()
             except tf.errors.OpError as error:
                 raise translated(error, scratch.path) from None
             except AssertionError as error:
@@ -95,9 +98,9 @@ class TrackableAdapter:
                     f"TensorFlow could not restore all objects: {error}"
                 ) from None
             finally:
-                if not awaited:
+                if not fit.waits:
                     scratch.remove()
-            if awaited:
+            if fit.waits:
                 # TensorFlow reads on when objects are built, and lets go of this when all are.
                 weakref.finalize(status._checkpoint, scratch.remove)
 
