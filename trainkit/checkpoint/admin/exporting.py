@@ -36,7 +36,8 @@ def export(
 
     Every byte is checked against its checksum on the way. ``safetensors`` copies the files as
     they are, chunk by chunk; those that an entry is split over get the index that transformers
-    reads. ``torch`` reads the entry into memory and writes one file for ``torch.load`` with
+    reads, and of an entry in its own framework's format the framework's files are copied.
+    ``torch`` reads the entry into memory and writes one file for ``torch.load`` with
     ``weights_only=True``.
 
     Args:
@@ -118,8 +119,12 @@ def _write_files(
     above: LocalStorage,
     temporary: str,
 ) -> None:
-    for document in entry.documents:
-        where = document_files(manifest, document)
+    found = {document: document_files(manifest, document) for document in entry.documents}
+    # Where a framework has files of its own, all is in them: a server of models that finds a
+    # second JSON or UBJ file beside a model serves neither.
+    if any(where.raw for where in found.values()):
+        found = {document: where for document, where in found.items() if where.raw}
+    for document, where in found.items():
         base = document.rpartition("/")[2]
         new_names = _names(base, len(where.tensors))
         index: dict[str, str] = {}

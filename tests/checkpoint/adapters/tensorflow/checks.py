@@ -1,6 +1,9 @@
 """What is checked of TensorFlow's objects in checkpoints; run by test_trackables.py elsewhere."""
 
+import contextlib
 import gc
+import io
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -12,6 +15,7 @@ import tensorflow as tf
 
 from trainkit.checkpoint import AnyOf, CheckpointManager, CheckpointOptions, KeepLast
 from trainkit.checkpoint.adapters.tensorflow import trackables
+from trainkit.cli import main
 from trainkit.errors import EnvironmentFaultError, UsageError
 
 DATA = np.linspace(-1, 1, 20, dtype=np.float32).reshape(4, 5)
@@ -307,6 +311,44 @@ def check_a_full_local_folder_is_named(folder, small):
     manager.close()
     assert not left()
     tempfile.tempdir = str(folder / "tmp")
+
+
+def check_the_commands(folder):
+    net, optimizer = built()
+    state = {"model": net, "optimizer": optimizer, "notes": {"a": 1}}
+    manager = CheckpointManager(folder / "run", state)
+    for step in (1, 2):
+        manager.save(step, blocking=True)
+        train(net, optimizer, 1)
+    manager.save(3, blocking=True)
+    manager.close()
+
+    def call(*argv):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = main(["checkpoint", *map(str, argv), "--json"])
+        return code, json.loads(printed.getvalue())
+
+    code, found = call("inspect", folder / "run")
+    names = ["tensorflow/ckpt.data-00000-of-00001", "tensorflow/ckpt.index"]
+    assert code == 0
+    for entry in ("model", "optimizer"):
+        assert found["entries"][entry]["kind"] == "trackable"
+        assert [d["path"] for d in found["entries"][entry]["documents"]] == names
+    assert call("verify", folder / "run")[0] == 0
+    code, found = call("diff", folder / "run", "--from", "1", "--to", "2")
+    changed = {(c["entry"], c["name"]) for c in found["changes"] if c["what"] == "file"}
+    assert code == 1
+    # all that TensorFlow tracks is in the same files
+    assert changed == {
+        (e, f"ckpt.{n}") for e in ("model", "optimizer") for n in ("data-00000-of-00001", "index")
+    }
+    code, found = call("export", folder / "run", folder / "out")
+    assert (code, found["files"]) == (0, ["ckpt.data-00000-of-00001", "ckpt.index"])
+    again, other = built()
+    exported = tf.train.Checkpoint(model=again, optimizer=other)
+    exported.read(str(folder / "out/ckpt")).assert_consumed()
+    assert values(again, other) == values(net, optimizer)
 
 
 def check_two_replicas(folder):
