@@ -7,7 +7,7 @@ from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
 from trainkit.errors import DependencyError, UsageError
 from trainkit.storage import Bytes
 
-__all__ = ["copy_into", "is_array", "is_whole_array", "restored", "source"]
+__all__ = ["copy_into", "is_array", "is_whole_array", "is_writable", "restored", "source"]
 
 _DTYPES = {
     "bool": "BOOL",
@@ -38,6 +38,11 @@ def is_whole_array(value: Any) -> bool:
     import numpy as np
 
     return isinstance(value, np.ndarray)
+
+
+def is_writable(value: Any) -> bool:
+    """Whether an array can be filled in place."""
+    return bool(value.flags.writeable)
 
 
 def source(value: Any, where: str) -> TensorSource:

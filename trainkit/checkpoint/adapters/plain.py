@@ -1,9 +1,10 @@
-"""Entries of no framework: ``Stateful`` objects, dictionaries, lists, arrays, tensors."""
+"""Entries of no framework: ``Stateful`` objects, dictionaries, lists, arrays, tensors, and
+numpy's random generators."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from trainkit.checkpoint.adapters import arrays
+from trainkit.checkpoint.adapters import arrays, generators
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
 from trainkit.errors import EnvironmentFaultError, UsageError
 from trainkit.frameworks import loaded, of_object
@@ -28,6 +29,8 @@ class PlainAdapter:
 
 def state_of(value: Any) -> Any:
     """What is saved of ``value``."""
+    if generators.is_generator(value):
+        return generators.state_of(value)
     return value.state_dict() if isinstance(value, Stateful) else value
 
 
@@ -39,12 +42,20 @@ def check_restorable(name: str, value: Any) -> None:
     """
     if isinstance(value, (Stateful, dict, list)) or _is_tensor(value):
         return
+    if generators.is_generator(value):
+        return
     if arrays.is_array(value) and arrays.is_whole_array(value):
+        if not arrays.is_writable(value):
+            raise UsageError(
+                f"the checkpoint entry {name!r} is a read-only numpy array, which no restore can "
+                f"fill. Expected one that can be written to, such as a copy of it."
+            )
         return
     raise UsageError(
         f"the checkpoint entry {name!r} is a {type(value).__name__}, to which no state can be "
         f"given back. Expected an object with state_dict and load_state_dict, a dict, a list, a "
-        f"numpy array or a tensor; put single values into a dict or trainkit.Progress."
+        f"numpy array or random generator, a tensor, a booster of XGBoost's or what TensorFlow "
+        f"tracks (the last two not as PerRank); put single values into a dict or trainkit.Progress."
     )
 
 
@@ -72,6 +83,8 @@ def give_back(name: str, target: Any, value: Any) -> Apply:
     if isinstance(target, list):
         _expect(name, isinstance(value, list), "a list", _described(value))
         return lambda: target.__setitem__(slice(None), value)
+    if generators.is_generator(target):
+        return generators.give_back(name, target, value)
     return _give_array_back(name, target, value)
 
 
@@ -89,7 +102,9 @@ def _give_array_back(name: str, target: Any, value: Any) -> Apply:
 def _described(value: Any) -> str:
     if arrays.is_array(value) or _is_tensor(value):
         kind = "an array" if arrays.is_array(value) else "a tensor"
-        return f"{kind} of shape {tuple(value.shape)} and type {value.dtype}"
+        # Of numpy's, the name says nothing of the order of bytes, which may differ.
+        dtype = value.dtype.name if arrays.is_array(value) else value.dtype
+        return f"{kind} of shape {tuple(value.shape)} and type {dtype}"
     return f"a {type(value).__name__}"
 
 
