@@ -108,7 +108,7 @@ types: $(VENV)/.installed-dev ## check types (mypy)
 
 # The second Python also shows that trainkit is whole without a framework: its environment
 # has none, and it runs every test file that imports none (a conftest.py speaks for its folder).
-FRAMEWORK_IMPORT := ^(from|import) .*\b(torch|torchvision|mpi4py|numpy|recipes)\b
+FRAMEWORK_IMPORT := ^(from|import) .*\b(torch|torchvision|tensorflow|keras|xgboost|mpi4py|numpy|recipes)\b
 
 .PHONY: test-py312
 test-py312: ## run the framework-free tests on Python 3.12, if there is one

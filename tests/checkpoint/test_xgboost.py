@@ -45,11 +45,11 @@ JOB = textwrap.dedent("""
         def after_iteration(self, model, epoch, evals_log):
             return bool(self.tell(model.num_boosted_rounds()))
 
-    def job(url, params, rounds, patience, tell, every=5, monitor=None):
+    def job(url, params, rounds, patience, tell, every=5, monitor=None, save_best=False):
         params = {"nthread": 1, **params}
         train, val = data()
         booster, log = xgboost.Booster(params), {}
-        stop = xgboost.callback.EarlyStopping(rounds=patience)
+        stop = xgboost.callback.EarlyStopping(rounds=patience, save_best=save_best)
         state = {"booster": booster, "log": log, "stop": stop}
         manager = CheckpointManager(url, state, save=EverySteps(every), monitor=monitor)
         manager.restore_latest()
@@ -116,25 +116,27 @@ def test_a_broken_run_ends_as_the_unbroken_one(tmp_path, kind):
     assert len(broken[1]["val"]["rmse"]) == 20
 
 
-def test_early_stopping_resumes_its_patience(tmp_path):
+@pytest.mark.parametrize("save_best", [False, True])
+def test_early_stopping_resumes_its_patience(tmp_path, save_best):
     params = {"max_depth": 6, "eta": 1.0}  # overfits soon
-    unbroken = job(tmp_path / "a", params, 200, 8, lambda rounds: None, every=3)
-    rounds = unbroken[0].num_boosted_rounds()
+
+    def run(folder, tell):
+        return job(tmp_path / folder, params, 200, 8, tell, every=3, save_best=save_best)
+
+    unbroken = run("a", lambda rounds: None)
     best = unbroken[0].best_iteration
-    assert best + 9 == rounds < 200
+    assert unbroken[0].num_boosted_rounds() == best + (1 if save_best else 9) < 200
     with pytest.raises(Stopped):  # past the best round: patience is running
-        job(tmp_path / "b", params, 200, 8, stopped_at(best + 6), every=3)
-    broken = job(tmp_path / "b", params, 200, 8, lambda rounds: None, every=3)
+        run("b", stopped_at(best + 6))
+    broken = run("b", lambda rounds: None)
     assert outcome(*broken) == outcome(*unbroken)
     assert (broken[0].best_iteration, broken[0].best_score) == (best, unbroken[0].best_score)
+    ended = run("b", lambda rounds: pytest.fail("a round too many"))
+    assert outcome(*ended) == outcome(*unbroken)
 
 
-def test_a_run_that_has_ended_stays_so(tmp_path):
-    params = {"max_depth": 6, "eta": 1.0}
-    first = job(tmp_path, params, 200, 4, lambda rounds: None)
-    again = job(tmp_path, params, 200, 4, lambda rounds: pytest.fail("a round too many"))
-    assert outcome(*again) == outcome(*first)
-    manager = CheckpointManager(tmp_path / "full", {"booster": xgboost.Booster()})
+def test_a_new_run_has_all_rounds_left(tmp_path):
+    manager = CheckpointManager(tmp_path, {"booster": xgboost.Booster()})
     assert SaveCheckpoints(manager).rounds_left(7) == 7
     assert SaveCheckpoints(manager).model is None
     manager.close()

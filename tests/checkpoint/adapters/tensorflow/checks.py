@@ -387,8 +387,7 @@ def check_two_replicas(folder):
     for _ in range(2):
         step(net, optimizer, seen)
     again, other, count = make()
-    with strategy.scope():
-        assert restore(folder / "run", {"model": again, "optimizer": other, "seen": count}) == 1
+    assert restore(folder / "run", {"model": again, "optimizer": other, "seen": count}) == 1
     assert float(count.read_value()) == 6
     for replica in again.layers[0].kernel.value.values:
         assert np.array_equal(replica, again.layers[0].kernel.value.values[0])
