@@ -162,7 +162,7 @@ class Report:
         return sum(self.faults.values())
 
 
-def serve(function, *args, shards=2, timeout=280.0, disk=False):
+def serve(function, *args, shards=2, timeout=280.0, disk=False, preload=()):
     """Run ``function(share, *args)`` in trial servers; the joined report.
 
     Args:
@@ -172,12 +172,13 @@ def serve(function, *args, shards=2, timeout=280.0, disk=False):
         timeout: seconds for all.
         disk: whether roots lie on a disk. In memory a trial takes a fifth of the time, and to a
             process that is killed, or gets an error, the two are the same.
+        preload: modules that servers find imported, beside those of a checkpoint.
     """
     in_memory = not disk and os.access(_MEMORY, os.W_OK) and _free(_MEMORY) > 1 << 28
     with tempfile.TemporaryDirectory(prefix="faults-", dir=_MEMORY if in_memory else None) as top:
         results = run_ranks(
             _server, shards, function.__module__, function.__name__, _file_of(function), args, top,
-            timeout=timeout, preload=("numpy", "trainkit.checkpoint"),
+            timeout=timeout, preload=("numpy", "trainkit.checkpoint", *preload),
         )  # fmt: skip
     report = Report()
     for result in results:
