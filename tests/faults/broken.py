@@ -179,3 +179,20 @@ def unpickling():
         yield
     finally:
         reader.from_json_bytes = real
+
+
+@contextlib.contextmanager
+def replaced(owner, name, value):
+    """Have another value in the place of an attribute."""
+    real = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+def oldest_restored():
+    """Restores of this process that take the oldest checkpoint."""
+    real = restoring.Restorer._listed
+    return replaced(restoring.Restorer, "_listed", lambda self: real(self)[-1:])

@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 
 from tests.faults.group import Group
-from tests.faults.trials import Report, forked_writers, options_of, serve
+from tests.faults.trials import WITH_TORCH, Report, forked_writers, options_of, serve
 from trainkit.checkpoint import CheckpointManager, EverySteps
 from trainkit.state import Progress
 
@@ -33,7 +33,6 @@ NUM_SAMPLES = 21 * BATCH_SIZE
 epoch is no whole number of global batches, so that its last one is smaller."""
 
 VICTIMS = ("group", "rank")
-PRELOAD = ("torch", "trainkit.data.torch")
 
 
 def value_of(sample):
@@ -220,7 +219,7 @@ BROKEN = {
 @pytest.mark.timeout(600)
 def test_no_sample_is_missing_or_twice(tally, scale):
     began = time.monotonic()
-    report = serve(kills, RUNS * scale, None, timeout=580.0 * scale, preload=PRELOAD)
+    report = serve(kills, RUNS * scale, None, timeout=580.0 * scale, preload=WITH_TORCH)
     tally("T10 samples over a kill and another number of ranks", report)
     print(f"{report.count} runs, {sum(note[3] for note in report.notes)} kills, "
           f"{len({note[:2] for note in report.notes})} pairs of numbers of ranks, "
@@ -232,5 +231,5 @@ def test_no_sample_is_missing_or_twice(tally, scale):
 
 @pytest.mark.parametrize("variant", [name for name in BROKEN if name])
 def test_control(variant):
-    report = serve(kills, 4, variant, preload=PRELOAD)
+    report = serve(kills, 4, variant, preload=WITH_TORCH)
     assert any("I7" in text for text in report.violations), report.violations

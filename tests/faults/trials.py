@@ -24,6 +24,15 @@ from trainkit.testing import run_ranks
 
 _MEMORY = "/dev/shm"
 
+PLAIN = ("numpy", "trainkit.checkpoint")
+"""What ranks find imported that save without a framework."""
+
+WITH_TORCH = (
+    "torch", "torch._dynamo", "trainkit.checkpoint", "trainkit.strategies.torch",
+    "trainkit.data.torch", "trainkit.recipes.mnist",
+)  # fmt: skip
+"""What ranks of torch find imported; a start takes a quarter of the time with all of these."""
+
 MODES = ("foreground", "background")
 """Written while training waits, or beside it by another process; acknowledged by ``wait``."""
 
@@ -162,7 +171,7 @@ class Report:
         return sum(self.faults.values())
 
 
-def serve(function, *args, shards=2, timeout=280.0, disk=False, preload=()):
+def serve(function, *args, shards=2, timeout=280.0, disk=False, preload=PLAIN):
     """Run ``function(share, *args)`` in trial servers; the joined report.
 
     Args:
@@ -172,13 +181,13 @@ def serve(function, *args, shards=2, timeout=280.0, disk=False, preload=()):
         timeout: seconds for all.
         disk: whether roots lie on a disk. In memory a trial takes a fifth of the time, and to a
             process that is killed, or gets an error, the two are the same.
-        preload: modules that servers find imported, beside those of a checkpoint.
+        preload: modules that servers find imported.
     """
     in_memory = not disk and os.access(_MEMORY, os.W_OK) and _free(_MEMORY) > 1 << 28
     with tempfile.TemporaryDirectory(prefix="faults-", dir=_MEMORY if in_memory else None) as top:
         results = run_ranks(
             _server, shards, function.__module__, function.__name__, _file_of(function), args, top,
-            timeout=timeout, preload=("numpy", "trainkit.checkpoint", *preload),
+            timeout=timeout, preload=preload,
         )  # fmt: skip
     report = Report()
     for result in results:
