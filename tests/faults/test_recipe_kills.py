@@ -68,7 +68,6 @@ def kills(top, digits, world, count, variant=None):
     return report
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("world", KILLS)
 def test_a_recipe_that_is_killed_goes_on_exactly(tally, scale, tmp_path, digits, world):
     report = kills(tmp_path, digits, world, KILLS[world] * scale)
