@@ -40,8 +40,9 @@ PHASES = {
     "data": (0.3, 2.5),
 }
 GRACES = (1.0, 5.0, 30.0)
-SIZES = {"save": 1 << 22, "upload": 3 << 20}
-"""Numbers of 8 bytes in the state, so that a save lasts; 1000 elsewhere."""
+SIZES = {"save": 1 << 22, "upload": 1 << 18}
+"""Numbers of 8 bytes in the state, so that a save lasts; 1000 elsewhere. The server of the object
+store has room for a gigabyte, and what is removed still takes its place."""
 
 BEGUN = 6
 """Steps that each job has done, and saved, before it is started."""
