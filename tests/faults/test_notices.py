@@ -1,7 +1,8 @@
 """T11: SIGTERM in each phase of a job, and SIGKILL when the time of grace is over.
 
-A job that ends in time ends with 143, and the last step that it had done is saved. One that does
-not is killed, and what was committed last is restored.
+A job that ends in time ends with 143, and the last step that it had done is saved, unless it
+says that there was no time for that. One that does not is killed, and what was committed last is
+restored.
 """
 
 import itertools
@@ -62,9 +63,16 @@ class Trial:
     seconds: float = 0.0
     """From the notice to the end of the last rank."""
     killed: bool = False
+    declined: bool = False
+    """Whether it said that there was no time for a save."""
     saved: bool = False
     """Whether the step at the notice is what a restart goes on from, or one after it."""
     wrong: list = field(default_factory=list)
+
+    def __str__(self):
+        what = [word for word in ("killed", "declined", "saved") if getattr(self, word)]
+        who = f"{self.phase}, {self.world} rank(s), {self.grace:.0f} s of grace"
+        return f"{who}: {self.codes} after {self.seconds:.2f} s {' '.join(what)}"
 
 
 class Bench:
@@ -113,6 +121,7 @@ class Bench:
             trial.killed = any([handle.kill() for handle in ranks])
             results = [handle.wait(60.0) for handle in ranks]
             trial.codes = [result.exit_code for result in results]
+            trial.declined = any("no time to save it" in result.stderr for result in results)
             output = "".join(f"rank {r.rank}: {r.stderr[-1500:]}" for r in results)
         self._judge(trial, url, folder, size, noticed)
         trial.wrong = [f"{text}\n{output}" for text in trial.wrong]
@@ -162,7 +171,9 @@ class Bench:
             trial.wrong.append(
                 f"I2: {durable} was saved, {newest} is committed, {found} is restored"
             )
-        if not trial.killed and not trial.saved:
+        # Only a second can be too short for what is saved here.
+        excused = trial.declined and trial.grace == 1.0
+        if not (trial.killed or trial.saved or excused):
             trial.wrong.append(f"it ended in time, step {step} was done, and {found} is restored")
         if not trial.killed and not set(trial.codes) <= set(SIGNALLED):
             trial.wrong.append(f"it ends with {trial.codes}")
@@ -203,6 +214,18 @@ def p99(values):
     return sorted(values)[max(0, -(-99 * len(values) // 100) - 1)] if values else 0.0
 
 
+def summary(grace, trials):
+    """What became of these, in a line."""
+    killed, declined, saved = (
+        sum(getattr(trial, what) for trial in trials) for what in ("killed", "declined", "saved")
+    )
+    ends = [trial.seconds for trial in trials if not trial.killed]
+    return (
+        f"{grace:.0f} s of grace: {len(trials)} notices, saved {saved / max(1, len(trials)):.0%}, "
+        f"killed {killed}, declined {declined}; from notice to end p99 {p99(ends):.2f} s"
+    )
+
+
 def test_notices_in_each_phase(tally, scale, tmp_path, s3):
     rng, report, began = random.Random(8), Report(), time.monotonic()
     bench = Bench(tmp_path, s3)
@@ -211,25 +234,11 @@ def test_notices_in_each_phase(tally, scale, tmp_path, s3):
         trial = bench.trial(phase, grace, world, rng)
         trials.append(trial)
         report.add(phase, trial.wrong, f"{world} rank(s), {grace:.0f} s")
-        print(
-            trial.phase,
-            trial.grace,
-            trial.world,
-            trial.codes,
-            f"{trial.seconds:.2f}",
-            "killed" * trial.killed,
-            "saved" * trial.saved,
-        )
+        print(trial)
     report.seconds = time.monotonic() - began
     tally("T11 notice to stop", report)
     for grace in GRACES:
-        those = [trial for trial in trials if trial.grace == grace]
-        saved = sum(trial.saved for trial in those) / max(1, len(those))
-        in_time = [trial.seconds for trial in those if not trial.killed]
-        print(
-            f"{grace:.0f} s of grace: {len(those)} notices, saved {saved:.0%}, killed "
-            f"{len(those) - len(in_time)}; from notice to end p99 {p99(in_time):.2f} s"
-        )
+        print(summary(grace, [trial for trial in trials if trial.grace == grace]))
     report.check()
     assert report.count == NOTICES * scale
     # No phase here lasts as long as that.

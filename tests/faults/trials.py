@@ -83,7 +83,7 @@ def forked_writers():
             try:
                 ours.close()
                 os.setsid()
-                worker.main(theirs.detach(), self._url)
+                worker.main(theirs.detach(), self._url, self._tier)
             finally:
                 os._exit(1)
         theirs.close()
@@ -101,9 +101,9 @@ def forked_writers():
 def writers_here():
     """Have managers of this process write on a thread, by the code of the other process."""
 
-    def serve_line(line, url):
+    def serve_line(line, url, tier):
         with line:
-            one = worker._Worker(line, url)
+            one = worker._Worker(line, url, tier)
             with contextlib.suppress(EOFError, ConnectionError):
                 while True:
                     one.take(*messages.receive(line))
@@ -114,7 +114,7 @@ def writers_here():
 
     def start(self):
         ours, theirs = socket.socketpair()
-        thread = threading.Thread(target=serve_line, args=(theirs, self._url))
+        thread = threading.Thread(target=serve_line, args=(theirs, self._url, self._tier))
         thread.start()
         self._process, self._socket, self._shared = Here(thread), ours, 0
 
