@@ -112,8 +112,10 @@ def _expected(token, rank, size):
     return bits(fill(empty_state(size), token, rank))
 
 
-def restore(root, world, size, steps=()):
+def restore(root, world, size, steps=(), near=None):
     """Restore the newest checkpoint and then those of ``steps``, on ranks which are threads.
+
+    ``near`` tells the local tier of a rank; there is none by default.
 
     Returns:
         For the newest and each of ``steps``: what each rank has, which is a pair of the step and
@@ -128,7 +130,12 @@ def restore(root, world, size, steps=()):
         state = empty_state(size)
         try:
             manager = CheckpointManager(
-                root, state, keep=1000, communicator=communicator, options=QUICK
+                root,
+                state,
+                keep=1000,
+                communicator=communicator,
+                local_tier=near and near(rank),
+                options=QUICK,
             )
         except (Exception, TrainkitError) as error:
             for result in results:
@@ -163,7 +170,7 @@ def on_threads(world, rank_main):
 class Oracle:
     """What is known of the saves to one root, and whether the root keeps to it."""
 
-    def __init__(self, root, *, keep, world=1, size=2048):
+    def __init__(self, root, *, keep, world=1, size=2048, near=None):
         """Know nothing yet.
 
         Args:
@@ -171,8 +178,10 @@ class Oracle:
             keep: how many the saving manager keeps.
             world: number of ranks that save, and that restore here.
             size: number of weights.
+            near: tells the local tier of a rank, if there is one.
         """
         self.root, self.keep, self.world, self.size = Path(root), keep, world, size
+        self.near = near
         self.steps = {}  # step by token, of all attempts
         self.acknowledged = []
         self.restored = None  # token that the last look found
@@ -202,7 +211,12 @@ class Oracle:
             state = fill(empty_state(self.size), token, rank)
             try:
                 manager = CheckpointManager(
-                    self.root, state, keep=self.keep, options=QUICK, communicator=communicator
+                    self.root,
+                    state,
+                    keep=self.keep,
+                    options=QUICK,
+                    communicator=communicator,
+                    local_tier=self.near and self.near(rank),
                 )
                 manager.save(self.steps[token])
                 manager.wait()
@@ -218,9 +232,8 @@ class Oracle:
     def violations(self):
         """What is wrong with the root as a restarted job finds it (I1, I2, I3)."""
         candidates = self._last_acknowledged(self.keep)
-        first, *others = restore(
-            self.root, self.world, self.size, [self.steps[known] for known in candidates]
-        )
+        steps = [self.steps[known] for known in candidates]
+        first, *others = restore(self.root, self.world, self.size, steps, self.near)
         token, wrong = self._judged(first)
         floor = self.acknowledged[-1] if self.acknowledged else None
         if not wrong and floor is not None and (token is None or token < floor):
