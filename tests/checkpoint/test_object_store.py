@@ -169,3 +169,31 @@ def test_the_newest_committed_step_survives_any_kill(store):
         assert (state["weights"] == step).all()
         assert state["table"]["step"] == step
     assert open_storage(store).names(".quarantine") == []
+
+
+UNCLOSED = """
+import sys
+import numpy as np
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+
+def main():
+    options = CheckpointOptions(background=sys.argv[2] == "background")
+    manager = CheckpointManager(sys.argv[1], {"weights": np.zeros(10)}, options=options)
+    manager.save(1)
+    return manager
+
+kept = main() if sys.argv[3] == "kept" else [main(), None][1]
+"""
+
+
+@pytest.mark.parametrize(("mode", "how"), [("background", "kept"), ("foreground", "dropped")])
+def test_a_script_that_closes_nothing_leaves_the_folder_to_the_next(store, mode, how):
+    """At its exit Python has ended the threads that a client of the store works with."""
+    command = [sys.executable, "-c", UNCLOSED, store, mode, how]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "could not be released" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert any(name.endswith(".released") for name in open_storage(store).names(".generations"))
+    state = {"weights": np.ones(10)}
+    assert CheckpointManager(store, state).restore_latest() == 1
+    assert (state["weights"] == 0).all()

@@ -31,7 +31,8 @@ from trainkit.checkpoint.save.generation import (
     read_holder,
 )
 from trainkit.checkpoint.save.holder import Holder
-from trainkit.errors import EnvironmentFaultError, InputMissingError, TrainkitError
+from trainkit.checkpoint.save.releasing import has_to_be_another, release, release_from_another
+from trainkit.errors import EnvironmentFaultError, TrainkitError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
 
@@ -65,6 +66,7 @@ class Lease:
         self.claim = claimed
         self._hold = hold
         self._let_go = weakref.finalize(self, hold.drop, claimed.generation)
+        self._let_go.atexit = False  # `release_all` is for that
 
     def release(self) -> None:
         """Leave the root to others; returns when they can see it. Any number of times."""
@@ -210,6 +212,7 @@ class _Hold:
         self._lock = threading.RLock()
         self._leases: set[int] = set()
         self._ending = threading.Event()
+        self._by_another = False
         self._thread = threading.Thread(target=self._run, name="trainkit-lease", daemon=True)
 
     @property
@@ -262,11 +265,13 @@ class _Hold:
             if not self._leases and self.is_ours:
                 self._ending.set()
 
-    def end(self) -> None:
-        """Release the root whatever leases there are; the process is at its end."""
-        if self.is_ours:
-            self._ending.set()
-            self.await_end()
+    def end(self, *, at_exit: bool) -> None:
+        """Release the root whatever leases there are."""
+        if not self.is_ours:
+            return
+        self._by_another = at_exit and has_to_be_another(self._storage)
+        self._ending.set()
+        self.await_end()
 
     def await_end(self) -> None:
         """Wait until others see the release, if no lease is left."""
@@ -316,13 +321,7 @@ class _Hold:
 
     def _release(self) -> None:
         try:
-            self._storage.create(claim_path(self._generation, _RELEASED), b"")
-            if self._sign:
-                self._storage.delete(self._sign)
-        except FileExistsError:
-            pass
-        except InputMissingError as error:
-            log.debug("nothing is left to release: %s", error)
+            self._say_released()
         except (OSError, TrainkitError) as error:
             log.warning(
                 "%s could not be released (%s); the next run may have to wait %.0f s",
@@ -330,6 +329,19 @@ class _Hold:
                 error,
                 self._holder.silence,
             )
+
+    def _say_released(self) -> None:
+        released = claim_path(self._generation, _RELEASED)
+        if not self._by_another:
+            try:
+                release(self._storage, released, self._sign)
+                return
+            except OSError as error:
+                # The last lease may have gone just before the process came to its end.
+                if not has_to_be_another(self._storage):
+                    raise
+                log.debug("%s is to be released by another process: %s", self._storage.url, error)
+        release_from_another(self._storage.url, released, self._sign, _RELEASE_TIME / 2)
 
 
 _holds: set[_Hold] = set()
@@ -343,12 +355,12 @@ def _hold_of(holder: Holder | None) -> _Hold | None:
     return next((hold for hold in list(_holds) if hold.run == holder.run and hold.is_ours), None)
 
 
-def release_all() -> None:
+def release_all(*, at_exit: bool = False) -> None:
     """Release all roots that this process has; done at exit."""
     for hold in list(_holds):
-        hold.end()
+        hold.end(at_exit=at_exit)
 
 
 # The first finalizer to be made here is the last to be called at exit: after those that wait for
 # a save to be committed, and after those that only let go.
-weakref.finalize(_Hold, release_all)
+weakref.finalize(_Hold, release_all, at_exit=True)
