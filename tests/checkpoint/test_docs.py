@@ -1,4 +1,4 @@
-"""The code on TensorFlow and XGBoost in docs/checkpoints.md is run twice: it begins and resumes."""
+"""The code on TensorFlow and XGBoost in docs/checkpoints.md is run twice: begun, and resumed."""
 
 import importlib.util
 import re

@@ -363,3 +363,23 @@ def test_progress_is_the_usual_entry(tmp_path):
     CheckpointManager(tmp_path, {"progress": Progress(2, 30)}).save(30)
     CheckpointManager(tmp_path, {"progress": (back := Progress())}).restore_latest()
     assert back == Progress(2, 30)
+
+
+def test_another_object_takes_the_place_of_an_entry(tmp_path, box):
+    state = {"a": box(1), "b": box(2)}
+    manager = CheckpointManager(tmp_path, state)
+    manager.replace("a", other := box(10))
+    assert state["a"] is other is manager.state["a"]
+    with pytest.raises(TypeError):
+        manager.state["a"] = box(3)
+    manager.save(1, blocking=True)
+    other.value = 0
+    assert manager.restore_latest() == 1
+    assert (other.value, state["b"].value) == (10, 2)
+    with pytest.raises(
+        UsageError, match=r"replace\('c', …\): the state has no such entry; it has a, b"
+    ):
+        manager.replace("c", box(1))
+    with pytest.raises(UsageError, match="'a' is a int"):
+        manager.replace("a", 1)
+    manager.close()

@@ -81,7 +81,7 @@ class CheckpointManager:
         if save is not None and not isinstance(save, SavePolicy):
             raise UsageError(f"save={save!r}: expected a policy, such as EverySteps(100)")
         check_state(state)
-        self._state = dict(state)
+        self._state = state if isinstance(state, dict) else dict(state)
         self._communicator = communicator or Communicator.solo()
         self._options = options or CheckpointOptions()
         self._monitor: StopMonitor = monitor or _Unasked()
@@ -133,7 +133,8 @@ class CheckpointManager:
         """Save another object under ``name`` from now on, and restore into it.
 
         For frameworks that make an object anew, as ``xgboost.train`` does with its booster;
-        every rank calls it. A save that is under way is of the object before.
+        every rank calls it. It stands in the dictionary that the manager was given, too. A save
+        that is under way is of the object before.
 
         Raises:
             UsageError: there is no such entry, or ``value`` cannot be saved.
