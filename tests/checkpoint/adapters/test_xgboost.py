@@ -7,10 +7,16 @@ import pytest
 
 from trainkit import PerRank
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
-from trainkit.checkpoint.adapters.xgboost import rounds_of
-from trainkit.errors import EnvironmentFaultError, UsageError
+from trainkit.checkpoint.adapters.base import Saved
+from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, UsageError
 
 xgboost = pytest.importorskip("xgboost", reason="needs xgboost-cpu: trainkit[xgboost-cpu]")
+
+from trainkit.checkpoint.adapters.xgboost import (  # noqa: E402 - needs xgboost
+    BoosterAdapter,
+    EarlyStoppingAdapter,
+    rounds_of,
+)
 
 TREES = {"max_depth": 3, "nthread": 1}
 KINDS = {
@@ -126,6 +132,27 @@ def test_early_stopping_goes_on_counting(tmp_path):
     assert fresh.stopping_history == {"val": {"rmse": [0.5, 0.25, 0.3]}}
     assert fresh.best_scores == {"val": {"rmse": [0.5, 0.25]}}
     assert fresh.current_rounds == 1
+
+
+@pytest.mark.parametrize("facts", [None, [], 1, {}, {"rounds": 3}])
+def test_values_that_do_not_fit_the_model_are_damage(data, facts):
+    model = trained(TREES, data, 2).save_raw("ubj")
+    saved = {
+        "booster/model.ubj": Saved({}, raw=lambda: memoryview(model)),
+        "state/booster": Saved({}, facts),
+    }
+    with pytest.raises(CheckpointDamagedError, match=r"state/booster\.json"):
+        BoosterAdapter().prepare("booster", {"booster": xgboost.Booster()}, saved)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, [], {}, {"stopping_history": [], "best_scores": {}, "current_rounds": 0}],
+)
+def test_what_is_no_state_of_early_stopping_is_damage(state):
+    stop = xgboost.callback.EarlyStopping(rounds=3)
+    with pytest.raises(CheckpointDamagedError, match=r"stop\.json is no state of early stopping"):
+        EarlyStoppingAdapter().prepare("stop", {"stop": stop}, {"state/stop": Saved({}, state)})
 
 
 def test_one_that_was_never_trained_is_named(tmp_path):

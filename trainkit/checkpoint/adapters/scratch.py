@@ -32,10 +32,9 @@ class Scratch:
         """
         above = Path(tempfile.gettempdir())
         _sweep(above)
+        descriptor, lock = _new_lock(above)
         # The lock is there before the folder, so that no folder is ever without one.
-        descriptor, lock = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=above)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        self.path = Path(lock.removesuffix(_LOCK))
+        self.path = lock.with_name(lock.name.removesuffix(_LOCK))
         self._finalizer = weakref.finalize(self, _end, self.path, descriptor, os.getpid())
         self.path.mkdir(mode=0o700)
 
@@ -67,6 +66,15 @@ class _Open:
                 raise OSError(f"{self._name} ends at byte {begin + done}, before {end}")
             done += count
         return data
+
+
+def _new_lock(above: Path) -> tuple[int, Path]:
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=above)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)  # somebody swept it away before it was locked
 
 
 def _end(folder: Path, descriptor: int, owner: int) -> None:

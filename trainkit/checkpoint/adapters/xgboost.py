@@ -74,6 +74,8 @@ class BoosterAdapter:
         """See ``StateAdapter.prepare``."""
         model = bytearray(saved[f"{name}/model.ubj"].file())
         facts = saved[f"state/{name}"].value()
+        if not isinstance(facts, dict):
+            raise CheckpointDamagedError(f"state/{name}.json does not say what a booster it is")
         booster, probe = state[name], xgboost.Booster()
         try:
             probe.load_model(model)
@@ -119,7 +121,10 @@ class EarlyStoppingAdapter:
     def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
         """See ``StateAdapter.prepare``."""
         value = saved[f"state/{name}"].value()
-        if not isinstance(value, dict) or not set(self._FIELDS) <= value.keys():
+        kinds = (dict, dict, int)
+        if not isinstance(value, dict) or not all(
+            type(value.get(field)) is kind for field, kind in zip(self._FIELDS, kinds, strict=True)
+        ):
             raise CheckpointDamagedError(f"state/{name}.json is no state of early stopping")
         callback = state[name]
 
