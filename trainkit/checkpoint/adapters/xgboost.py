@@ -75,7 +75,7 @@ class BoosterAdapter:
         model = bytearray(saved[f"{name}/model.ubj"].file())
         facts = saved[f"state/{name}"].value()
         if not isinstance(facts, dict):
-            raise CheckpointDamagedError(f"state/{name}.json does not say what a booster it is")
+            raise CheckpointDamagedError(f"state/{name}.json does not say which booster it is")
         booster, probe = state[name], xgboost.Booster()
         try:
             probe.load_model(model)
