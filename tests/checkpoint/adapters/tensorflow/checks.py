@@ -132,6 +132,24 @@ def check_what_is_not_built_yet_takes_its_values_later(folder):
         assert values(again, other) == values(expected, optimizer_of_all)
 
 
+def check_what_waits_for_its_values_is_not_saved_without_them(folder):
+    net, optimizer = built()
+    train(net, optimizer, 2)
+    save(folder / "run", {"model": net, "optimizer": optimizer})
+    again, other = built()[0], keras.optimizers.Adam(0.1)
+    manager = CheckpointManager(folder / "run", {"model": again, "optimizer": other})
+    assert manager.restore_latest() == 1
+    with pytest.raises(UsageError, match=r"optimizer: adam\S* was restored and has not"):
+        manager.save(2)
+    assert manager.all_steps() == [1]
+    other.build(again.trainable_variables)
+    manager.save(2, blocking=True)
+    manager.close()
+    assert values(again, other) == values(net, optimizer)
+    # one that was never restored may be saved as it is
+    save(folder / "new", {"optimizer": keras.optimizers.Adam(0.1)})
+
+
 def check_modules_and_checkpoints_of_its_own(folder):
     class Net(tf.Module):
         def __init__(self):

@@ -31,8 +31,8 @@ _HINT = (
 class Fit:
     """What is left to be said of a checkpoint that fits."""
 
-    waits: bool
-    """Whether objects of the run that are not built yet take their values from it later."""
+    unbuilt: list[Any]
+    """Objects of the run that are not built yet, and take values from it when they are."""
     counters: list[Any]
     """Checkpoints of the run's own that have no counter of saves yet, and one in the files."""
     uncounted: bool
@@ -55,7 +55,7 @@ def check(entries: Mapping[str, Any], prefix: str) -> Fit:
     match.walk(entries)
     _check_values(saved, match)
     missing = list(_missing(match))
-    surplus, waits = _surplus(saved, match)
+    surplus, unbuilt = _surplus(saved, match)
     if missing or surplus:
         raise EnvironmentFaultError(
             f"the checkpoint is of another state of TensorFlow's. In the run and not in the "
@@ -64,7 +64,7 @@ def check(entries: Mapping[str, Any], prefix: str) -> Fit:
             f"before. {_HINT}"
         )
     uncounted = any(_is_counter(path) for path, _ in match.alone)
-    return Fit(waits, list(_without_counter(saved, match)), uncounted)
+    return Fit(unbuilt, list(_without_counter(saved, match)), uncounted)
 
 
 def variables_of(value: Any) -> Iterator[Any]:
@@ -157,26 +157,31 @@ def _missing(match: _Match) -> Iterator[str]:
                 yield f"{path} ({_name(part)})"
 
 
-def _surplus(saved: _Saved, match: _Match) -> tuple[list[str], bool]:
-    """Values for which the run has no variable; and whether some wait for objects to be built."""
-    unbuilt = [node for node, item in match.found.items() if getattr(item, "built", True) is False]
-    awaited = {node for node, _ in _reached(saved, unbuilt, {})}
+def _surplus(saved: _Saved, match: _Match) -> tuple[list[str], list[Any]]:
+    """Values for which the run has no variable; and objects that have them once they are built."""
+    below = {
+        node: {other for other, _ in _reached(saved, [node], {})}
+        for node, item in match.found.items()
+        if getattr(item, "built", True) is False
+    }
+    awaited = set().union(*below.values())
     # Made together with the restore, or later, beside the variable that it is for.
     slots = {
         slot.slot_variable_node_id
         for node in match.found
         for slot in saved.nodes[node].slot_variables
     }
-    surplus, waits = [], False
+    surplus, waiting = [], set()
     for node, path in _reached(saved, match.found, match.paths):
         if node in match.found or not saved.nodes[node].attributes or node in slots:
             continue
         if node in awaited:
-            waits = True
+            waiting.add(node)
         elif not _is_counter(path):
             names = [a.full_name for a in saved.nodes[node].attributes if a.full_name]
             surplus.append(f"{path} ({names[0]})" if names else path)
-    return surplus, waits
+    unbuilt = [match.found[node] for node, others in below.items() if others & waiting]
+    return surplus, unbuilt
 
 
 def _without_counter(saved: _Saved, match: _Match) -> Iterator[Any]:

@@ -17,9 +17,12 @@ from trainkit.checkpoint.adapters.tensorflow.bundles import (
 )
 from trainkit.checkpoint.adapters.tensorflow.matching import check, variables_of
 from trainkit.checkpoint.format.layout import TENSORFLOW
-from trainkit.errors import EnvironmentFaultError
+from trainkit.errors import EnvironmentFaultError, UsageError
 
 __all__ = ["TrackableAdapter", "is_trackable"]
+
+_awaited: list["weakref.ref[Any]"] = []
+"""What was restored in this process and was not built when it was looked at last."""
 
 _INDEX_BYTES = 1 << 16
 """About what a checkpoint has beside the values."""
@@ -48,7 +51,9 @@ class TrackableAdapter:
         """See ``StateAdapter.capture``: the first entry has the files, others refer to them."""
         if self._paths is not None:
             return [Document(path, None) for path in self._paths]
-        documents = write(_trackables(state))
+        entries = _trackables(state)
+        _refuse_unbuilt(entries)
+        documents = write(entries)
         self._paths = [document.path for document in documents]
         return documents
 
@@ -98,13 +103,32 @@ class TrackableAdapter:
                     f"TensorFlow could not restore all objects: {error}"
                 ) from None
             finally:
-                if not fit.waits:
+                if not fit.unbuilt:
                     scratch.remove()
-            if fit.waits:
+            if fit.unbuilt:
+                _awaited.extend(map(weakref.ref, fit.unbuilt))
                 # TensorFlow reads on when objects are built, and lets go of this when all are.
                 weakref.finalize(status._checkpoint, scratch.remove)
 
         return apply
+
+
+def _refuse_unbuilt(entries: Mapping[str, Any]) -> None:
+    """Refuse to save objects that were restored and have not taken their values yet.
+
+    Raises:
+        UsageError: the message names one.
+    """
+    _awaited[:] = [ref for ref in _awaited if getattr(ref(), "built", True) is False]
+    waiting = {id(item): item for ref in _awaited if (item := ref()) is not None}
+    for name, value in entries.items() if waiting else ():
+        for item in tf.train.TrackableView(value).descendants():
+            if id(item) in waiting:
+                raise UsageError(
+                    f"{name}: {getattr(item, 'name', type(item).__name__)} was restored and has "
+                    f"not been built since, so that what it was to take from the checkpoint would "
+                    f"be lost in this one. Build it, or call it once, before save()."
+                )
 
 
 def _trackables(state: Mapping[str, Any]) -> dict[str, Any]:
