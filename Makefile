@@ -89,10 +89,18 @@ test: $(VENV)/.installed-dev ## run CI's sample of the tests
 test-all: $(VENV)/.installed-dev ## run every test, the slow ones too
 	@"$(BIN)/python" -m pytest $(ARGS)
 
-# Hours, on two cores; a table of what was done is at the end.
+# All that injects faults into saves and restores; each run ends with a table of what was done.
+FAULTS := tests/faults tests/checkpoint/save/test_retention_histories.py \
+	tests/checkpoint/adapters/torch/test_sharded.py
+
+.PHONY: faults
+faults: $(VENV)/.installed-dev ## inject CI's sample of faults into saves
+	@"$(BIN)/python" -m pytest $(FAULTS) -m "not slow" $(ARGS)
+
+# Hours, on two cores.
 .PHONY: soak
 soak: $(VENV)/.installed-dev ## inject ten times as many faults into saves as the tests do
-	@"$(BIN)/python" -m pytest tests/faults --soak $(ARGS)
+	@"$(BIN)/python" -m pytest $(FAULTS) --soak $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## check style (ruff) and which room imports which

@@ -9,12 +9,32 @@ from pathlib import Path
 import pytest
 
 from tests.cloud_servers import azure_server, google_server, store, store_server
+from tests.faults.counting import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_terminal_summary,
+    scale,
+    tally,
+)
 from tests.object_store import s3, s3_server
 from trainkit.config import environ, set_environ
 from trainkit.testing.leaks import Surroundings
 from trainkit.testing.plugin import ranks
 
-__all__ = ["azure_server", "google_server", "ranks", "s3", "s3_server", "store", "store_server"]
+__all__ = [
+    "azure_server",
+    "google_server",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_terminal_summary",
+    "ranks",
+    "s3",
+    "s3_server",
+    "scale",
+    "store",
+    "store_server",
+    "tally",
+]
 
 _TESTS = Path(__file__).parent
 _FAILED = pytest.StashKey[bool]()

@@ -8,6 +8,7 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
+import s3fs
 
 from tests.faults import broken, brokenstores, storefaults
 from tests.faults.storeproxy import Fault, Proxy
@@ -27,7 +28,7 @@ TABLES = {"save": SAVES, "restore": RESTORES, "open": OPENINGS, "tidy": TIDYINGS
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def server(tmp_path_factory):
     """A server of its own: these tests write some gigabytes."""
     folder = tmp_path_factory.mktemp("store")
     yield from serving(folder, volumes=100)
@@ -53,14 +54,14 @@ def run(server, how, names, modes=("foreground",), **options):
     [("save", "foreground"), ("save", "background"), ("restore", "foreground"),
      ("open", "foreground"), ("tidy", "foreground")],
 )  # fmt: skip
-def test_scripts(tally, scale, store, how, mode):
+def test_scripts(tally, scale, server, how, mode):
     """With the soak, faults at later requests of the same kind, too."""
     names = [script.name for script in TABLES[how]]
     assert len(set(names)) == len(names)
     if scale == 1 and mode == "background":
         names = names[::2]
     for shift in range(scale):
-        report = run(store, how, names, [mode], shift=shift)
+        report = run(server, how, names, [mode], shift=shift)
         tally(NAME, report)
         report.check()
         assert shift or report.count == len(names)
@@ -104,16 +105,18 @@ KILLS = [
 ]  # fmt: skip
 
 
-def test_kills_in_the_middle_of_an_upload(tally, store, monkeypatch):
+def test_kills_in_the_middle_of_an_upload(tally, server, monkeypatch):
     """What a kill leaves of an upload goes when it is old, by `gc`, and the step before counts."""
-    for name, value in store.variables.items():
+    for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # those of this process are of another server
     report, began = Report(), time.monotonic()
     for number, (operation, action, first) in enumerate(KILLS):
         wrong = killed(
-            store, f"s3://{BUCKET}/kill-{number}", Fault(operation, "weights", action, first)
+            server, f"s3://{BUCKET}/kill-{number}", Fault(operation, "weights", action, first)
         )
         report.add("kill", wrong, f"{action.__name__} at {operation} {first}")
+    s3fs.S3FileSystem.clear_instance_cache()
     report.seconds = time.monotonic() - began
     tally(NAME, report)
     report.check()
@@ -158,39 +161,39 @@ def killed(server, url, fault):
     return wrong
 
 
-def test_control_of_saves_that_cannot_be_done(store):
+def test_control_of_saves_that_cannot_be_done(server):
     """A 500, 503, 409, 412, reset, hang or 200 with an error that nobody heeds."""
     names = [n for n in names_of("save", works=False, world=1) if not n.startswith("everything")]
     assert len(names) > 15
-    caught(store, "save", names, broken="Swallowing", timeout=5.0)
+    caught(server, "save", names, broken="Swallowing", timeout=5.0)
 
 
-def test_control_of_answers_that_are_lost(store):
+def test_control_of_answers_that_are_lost(server):
     names = ["part: answer lost once", "manifest: answer lost once", "manifest: done, and 412"]
-    caught(store, "save", names, broken="NeverLooking")
+    caught(server, "save", names, broken="NeverLooking")
 
 
-def test_control_of_conditions(store):
+def test_control_of_conditions(server):
     names = ["tensors: not done, and 412 always", "upload: complete: not done, and 412"]
-    caught(store, "save", names, broken="Believing")
+    caught(server, "save", names, broken="Believing")
 
 
-def test_control_of_uploads(store):
+def test_control_of_uploads(server):
     names = ["upload: part: 500, and no abort", "upload: complete: 500, and no abort"]
-    caught(store, "save", names, remove="remove_nothing")
+    caught(server, "save", names, remove="remove_nothing")
 
 
-def test_control_of_hangs(store):
+def test_control_of_hangs(server):
     """A client without a limit, as good as."""
-    caught(store, "save", ["tensors: hang once"], read_timeout=8.0, deadline=4.0)
+    caught(server, "save", ["tensors: hang once"], read_timeout=8.0, deadline=4.0)
 
 
-def test_control_of_restores(store):
+def test_control_of_restores(server):
     kinds = ("500 always", "503 SlowDown always", "cut off always", "short once", "short always",
              "a wrong bit once")  # fmt: skip
     names = [f"tensors: {kind}" for kind in kinds]
-    caught(store, "restore", names, broken="Careless", unchecked=True)
+    caught(server, "restore", names, broken="Careless", unchecked=True)
 
 
-def test_control_of_tidying(store):
-    caught(store, "tidy", ["late listings"], remove="remove_by_listing")
+def test_control_of_tidying(server):
+    caught(server, "tidy", ["late listings"], remove="remove_by_listing")

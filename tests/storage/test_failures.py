@@ -156,6 +156,17 @@ def test_what_reached_nobody_is_known_by_what_it_came_from():
     assert not was_never_sent(ConnectionResetError(104, "reset"))
 
 
+def test_a_connection_that_broke_may_have_sent_it_all():
+    """To S3's library both are an endpoint that could not be connected to."""
+    exceptions = pytest.importorskip("botocore.exceptions")
+
+    def endpoint(cause):
+        return exceptions.EndpointConnectionError(endpoint_url="http://s3", error=cause)
+
+    assert was_never_sent(endpoint(ClientConnectorError(111, "refused")))
+    assert not was_never_sent(endpoint(ConnectionResetError(104, "reset")))
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [

@@ -32,6 +32,9 @@ _UNREACHABLE = {
 }
 """Errors of those libraries that mean: nobody was reached, though it was tried again and again."""
 
+_NO_CONNECTION = {"ClientConnectorError", "gaierror"}
+"""What ``EndpointConnectionError`` of S3's library was made of, where there was no connection."""
+
 _THEIRS = (TypeError, AttributeError, NameError, AssertionError, ImportError)
 """Bugs and missing libraries: no word of a store's."""
 
@@ -81,7 +84,7 @@ def was_never_sent(error: BaseException) -> bool:
 
     Such a request took its time already, up to minutes, and another would take as long.
     """
-    return any(type(one).__name__ in _UNREACHABLE for one in _chain(error))
+    return any(_is_unreachable(one) for one in _chain(error))
 
 
 def without_tracebacks(record: logging.LogRecord) -> bool:
@@ -97,6 +100,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while one is not None:
         yield one
         one = one.__cause__
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    if type(error).__name__ not in _UNREACHABLE:
+        return False
+    # aiobotocore says so of connections, too, that broke when all was sent, and maybe done.
+    cause = getattr(error, "kwargs", {}).get("error")
+    names = {base.__name__ for base in type(cause).__mro__}
+    return cause is None or not names.isdisjoint(_NO_CONNECTION)
 
 
 def _has_status(error: BaseException, status: int) -> bool:

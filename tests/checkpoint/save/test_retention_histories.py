@@ -273,11 +273,24 @@ def run(num_histories):
     run_state_machine_as_test(Histories, settings=chosen)
 
 
-def test_a_sample_of_histories():
-    run(100)
+NAME = "T12 histories of retention"
+
+
+def test_a_sample_of_histories(tally, scale):
+    run(100 * scale)
+    tally.passed(NAME, 100 * scale)
+
+
+def test_control(monkeypatch):
+    """A retention that asks its policy, and heeds it not."""
+    monkeypatch.setattr(Retention, "_ask", lambda *_: frozenset())
+    with pytest.raises(AssertionError):
+        run(100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_thousand_histories():
-    run(int(os.environ.get("TRAINKIT_TEST_HISTORIES", "10000")))
+def test_ten_thousand_histories(tally):
+    count = int(os.environ.get("TRAINKIT_TEST_HISTORIES", "10000"))
+    run(count)
+    tally.passed(NAME, count)

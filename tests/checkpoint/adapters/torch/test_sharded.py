@@ -155,6 +155,9 @@ def beginning_ranks(folder, file):
         return found
 
 
+NAME = "T9 another number of ranks, sharded"
+
+
 def check(folder, saved, loaded, replicas=1):
     folder = str(folder)
     if saved == 0:
@@ -173,8 +176,9 @@ def check(folder, saved, loaded, replicas=1):
 
 @pytest.mark.parametrize(("saved", "loaded"), SAMPLE)
 @pytest.mark.world_size(4)
-def test_on_another_number_of_ranks(tmp_path, saved, loaded):
+def test_on_another_number_of_ranks(tmp_path, tally, saved, loaded):
     check(tmp_path, saved, loaded)
+    tally.passed(NAME, 1)
 
 
 @pytest.mark.world_size(3)
@@ -195,8 +199,9 @@ def test_the_weights_alone(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("saved", "loaded"), sorted(set(MATRIX) - set(SAMPLE) - {(0, 0)}))
 @pytest.mark.world_size(4)
-def test_on_any_number_of_ranks(tmp_path, saved, loaded):
+def test_on_any_number_of_ranks(tmp_path, tally, saved, loaded):
     check(tmp_path, saved, loaded)
+    tally.passed(NAME, 1)
 
 
 @pytest.mark.slow
