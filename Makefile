@@ -97,6 +97,16 @@ FAULTS := tests/faults tests/checkpoint/save/test_retention_histories.py \
 faults: $(VENV)/.installed-dev ## inject CI's sample of faults into saves
 	@"$(BIN)/python" -m pytest $(FAULTS) -m "not slow" $(ARGS)
 
+# Beside the Python of the environment, where the tests look for it; without npm they skip.
+.PHONY: azurite
+azurite: $(VENV)/.installed-dev ## install the server that az:// is tested with, if there is npm
+	@if [ -x "$(BIN)/azurite-blob" ]; then exit 0; fi
+	if ! command -v npm >/dev/null; then
+		echo "azurite skipped: no npm"
+		exit 0
+	fi
+	npm install --global --prefix "$(VENV)" --no-audit --no-fund --loglevel=error azurite
+
 # Hours, on two cores.
 .PHONY: soak
 soak: $(VENV)/.installed-dev ## inject ten times as many faults into saves as the tests do

@@ -117,6 +117,12 @@ class Settings:
     platform: str | None = _setting(
         "TRAINKIT_PLATFORM", str, None, "platform to take the topology from; no detection then"
     )
+    object_store: str = _setting(
+        "TRAINKIT_OBJECT_STORE",
+        _one_of("auto", "fsspec"),
+        "auto",
+        "library for s3://: auto takes obstore where it can do the same as fsspec; or fsspec",
+    )
     preemption_signals: tuple[signal.Signals, ...] = _setting(
         "TRAINKIT_PREEMPTION_SIGNALS",
         _signals,

@@ -15,17 +15,18 @@ from tests.cloud_servers import ACCOUNT_KEY
 from tests.object_store import ACCESS_KEY, SECRET_KEY
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.errors import EnvironmentFaultError
-from trainkit.storage import open_storage
+from trainkit.storage import ObjectStorage, open_storage
 
 ROUNDS = {"s3": 6, "gs": 3, "az": 3}
 
 CHILD = """
 import sys
 import numpy as np
-from trainkit.checkpoint import CheckpointManager
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 
 state = {"weights": np.zeros(250_000), "table": {"step": 0}}
-manager = CheckpointManager(sys.argv[1], state, keep=2)
+options = CheckpointOptions(renewal=0.2)
+manager = CheckpointManager(sys.argv[1], state, keep=2, options=options)
 step = manager.restore_latest() or 0
 while True:
     step += 1
@@ -47,7 +48,7 @@ def fill(state, value):
 
 def objects(url):
     """Bytes of all objects below ``url``, by key."""
-    storage = open_storage(url)
+    storage = ObjectStorage(url)
     return {key: storage._fs.cat_file(key) for key in storage._fs.find(storage._root)}
 
 
@@ -91,7 +92,7 @@ def test_a_damaged_checkpoint_is_passed_over(store, caplog):
     for step in (1, 2):
         fill(state, step)
         manager.save(step, blocking=True)
-    storage = open_storage(store)
+    storage = ObjectStorage(store)
     key = next(key for key in objects(store) if "step-0000000002" in key and "tensors" in key)
     data = bytearray(storage._fs.cat_file(key))
     data[-1] ^= 1
@@ -115,13 +116,13 @@ def test_a_second_run_is_refused_while_the_first_lives(store):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout.readline()
-            options = CheckpointOptions(patience=1.0)
+            options = CheckpointOptions(patience=1.0, renewal=0.2)
             with pytest.raises(EnvironmentFaultError, match=rf"is alive: .*{child.pid}"):
                 CheckpointManager(store, weights(), options=options).save(1, blocking=True)
         finally:
             child.kill()
     state = {"weights": np.zeros(250_000), "table": {"step": 0}}
-    with contextlib.closing(CheckpointManager(store, state)) as manager:  # it is dead
+    with contextlib.closing(CheckpointManager(store, state, options=options)) as manager:
         step = manager.restore_latest()
         manager.save(step + 1, blocking=True)
         assert manager.latest_step() == step + 1

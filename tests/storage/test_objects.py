@@ -13,7 +13,7 @@ import pytest
 
 from tests.cloud_servers import server_for
 from trainkit.errors import DataError, InputMissingError, NoPermissionError
-from trainkit.storage import objects, open_storage, uploads
+from trainkit.storage import ObjectStorage, objects, open_storage, uploads
 
 LARGE = 70 << 20
 """Bytes: s3fs and gcsfs send at most 50 MiB in one request, Azure's library 64."""
@@ -23,13 +23,19 @@ FORGETS = "gs"
 own keeps it in the upload's address."""
 
 
-@pytest.fixture(scope="session", params=["s3", "gs", "az", "memory"])
+@pytest.fixture(scope="session", params=["s3", "s3-obstore", "gs", "az", "memory"])
 def store_server(request):
-    return server_for(request, request.param)
+    scheme, _, library = request.param.partition("-")
+    if library:
+        pytest.importorskip(library)
+    scheme, variables = server_for(request, scheme)
+    return scheme, {**variables, "TRAINKIT_OBJECT_STORE": "auto" if library else "fsspec"}
 
 
 @pytest.fixture
-def url(store):
+def url(store, request):
+    library = type(open_storage(store)).__name__
+    assert (library == "ObstoreStorage") == ("obstore" in request.node.name)
     return f"{store}/deep/run"
 
 
@@ -170,8 +176,9 @@ def test_a_large_object_that_is_killed_on_its_way_is_not_seen(url):
         storage.delete("a")
 
 
-def test_an_answer_that_was_lost_is_a_success(storage):
+def test_an_answer_that_was_lost_is_a_success(url):
     """The library sends a request again whose answer it missed, and finds its own object."""
+    storage = ObjectStorage(url)
     done = storage._fs.pipe_file
 
     def lose(*args, **kwargs):
@@ -184,7 +191,9 @@ def test_an_answer_that_was_lost_is_a_success(storage):
     assert storage.read("a") == b"mine"
 
 
-def test_a_write_that_failed_is_an_error_and_leaves_nothing(storage, monkeypatch):
+def test_a_write_that_failed_is_an_error_and_leaves_nothing(url, monkeypatch):
+    storage = ObjectStorage(url)
+
     def fail(*args, **kwargs):
         raise RuntimeError("503 SlowDown")
 

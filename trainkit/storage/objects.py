@@ -5,7 +5,7 @@ import datetime
 import errno
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +17,12 @@ from trainkit.errors import (
     UsageError,
 )
 from trainkit.storage import uploads
-from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Upload, parts_of
+from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Storage, Upload, parts_of
 from trainkit.storage.copies import can_copy, send_changed
 from trainkit.storage.credentials import refuse_credentials, without_secrets
 from trainkit.storage.failures import telling_of, was_never_sent, without_tracebacks
 
-__all__ = ["ObjectStorage"]
+__all__ = ["ObjectStorage", "write_together"]
 
 log = logging.getLogger(__name__)
 
@@ -100,33 +100,12 @@ class ObjectStorage:
         self, files: Mapping[str, Bytes], alike: Mapping[str, Likeness] | None = None
     ) -> None:
         """See ``Storage.write_all``."""
-        # Large ones take all of the connection as it is, and each is held in memory once more.
-        small = [path for path, data in files.items() if len(data) <= _SMALL]
-        sent: list[str] = []
+        write_together(self, files, lambda path: self.send_changed(path, files[path], alike))
 
-        def send(path: str) -> None:
-            self.create(path, files[path])
-            sent.append(path)
-
-        try:
-            with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trainkit-put") as pool:
-                list(pool.map(send, small))
-            for path in files:
-                if len(files[path]) > _SMALL:
-                    likeness = None if alike is None else alike.get(path)
-                    if likeness is None or not self._send_changed(path, files[path], likeness):
-                        send(path)
-                    else:
-                        sent.append(path)
-        except BaseException:
-            for path in sent:
-                with contextlib.suppress(OSError, TrainkitError):
-                    self.delete(path)
-            raise
-
-    def _send_changed(self, path: str, data: Bytes, likeness: Likeness) -> bool:
+    def send_changed(self, path: str, data: Bytes, alike: Mapping[str, Likeness] | None) -> bool:
         """Send what is new of an object, if the store can copy the rest; whether it is there."""
-        if not can_copy(self._fs):
+        likeness = None if alike is None else alike.get(path)
+        if likeness is None or not can_copy(self._fs):
             return False
         source = self._key(likeness.path)
         try:
@@ -244,6 +223,41 @@ class ObjectStorage:
 
     def _telling(self, key: str) -> contextlib.AbstractContextManager[None]:
         return telling_of(self._named(key))
+
+
+def write_together(
+    storage: Storage, files: Mapping[str, Bytes], changed: Callable[[str], bool]
+) -> None:
+    """``write_all`` by ``create``, for storages where folders are only names.
+
+    Args:
+        storage: to write to.
+        files: path → bytes.
+        changed: sends what is new of a large one, if it can, and says whether it did.
+    """
+    # Large ones take all of the connection as it is, and each is held in memory once more.
+    small = [path for path, data in files.items() if len(data) <= _SMALL]
+    sent: list[str] = []
+
+    def send(path: str) -> None:
+        storage.create(path, files[path])
+        sent.append(path)
+
+    try:
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trainkit-put") as pool:
+            list(pool.map(send, small))
+        for path in files:
+            if len(files[path]) <= _SMALL:
+                continue
+            if changed(path):
+                sent.append(path)
+            else:
+                send(path)
+    except BaseException:
+        for path in sent:
+            with contextlib.suppress(OSError, TrainkitError):
+                storage.delete(path)
+        raise
 
 
 def _check_url(url: str) -> None:

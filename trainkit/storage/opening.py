@@ -3,7 +3,9 @@
 import os
 from urllib.parse import unquote, urlsplit
 
+from trainkit.config import environ, settings
 from trainkit.errors import UsageError
+from trainkit.storage import obstore
 from trainkit.storage.base import Storage
 from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.local import LocalStorage
@@ -39,4 +41,7 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
             f"{text}: a file URL names no host, but this one names {parts.netloc!r}. "
             f"Write file:///path, with three slashes."
         )
+    variables = environ()
+    if settings(variables).object_store == "auto" and obstore.is_usable(text, variables):
+        return obstore.ObstoreStorage(text, variables)
     return ObjectStorage(text)

@@ -12,7 +12,7 @@ from trainkit.checkpoint.format import manifest, pins
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.save.retention import remove_step
 from trainkit.errors import InputMissingError, NoPermissionError
-from trainkit.storage import open_storage
+from trainkit.storage import ObjectStorage, open_storage
 
 
 def test_newest_save_first_with_what_the_manifest_says(root, disk):
@@ -78,7 +78,7 @@ def test_a_thousand_checkpoints_take_one_listing_and_a_read_each(root):
 
 
 def test_so_they_do_in_an_object_store(s3):
-    root = Root(open_storage(s3))
+    root = Root(ObjectStorage(s3))  # boto tells what it asks
     for step in range(5):
         root.save(step, commit=step != 3)
     aside(root.storage, StepFolder(4, 1, 4))

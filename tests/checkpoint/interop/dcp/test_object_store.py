@@ -5,7 +5,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from trainkit.checkpoint.interop import TrainkitReader, TrainkitWriter
-from trainkit.storage import open_storage
+from trainkit.storage import ObjectStorage
 
 
 def test_states_are_saved_to_s3_and_verified_on_load(s3):
@@ -19,7 +19,7 @@ def test_states_are_saved_to_s3_and_verified_on_load(s3):
     assert back["n"] == (2,)
     dcp.load(back, checkpoint_id=f"{s3}/step-1", storage_reader=TrainkitReader())
     assert (back["w"] == 1).all()
-    storage = open_storage(s3)
+    storage = ObjectStorage(s3)
     (key,) = (k for k in storage._fs.find(storage._root) if "0002.g" in k and "00-0.safe" in k)
     data = bytearray(storage._fs.cat_file(key))
     data[-1] ^= 1
