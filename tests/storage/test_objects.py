@@ -319,7 +319,7 @@ def test_names_of_times_that_stores_have():
 
 
 def test_uploads_that_never_ended_are_found_and_aborted(s3):
-    storage, sibling = open_storage(f"{s3}/run"), open_storage(f"{s3}/run-2")
+    storage, sibling = ObjectStorage(f"{s3}/run"), ObjectStorage(f"{s3}/run-2")
     assert storage.uploads() == []
     before = time.time()
     for number in (1, 2, 3):
@@ -354,7 +354,7 @@ def begin_upload(storage, path, parts):
 
 
 def test_an_upload_of_many_parts_is_asked_for_in_pages(s3, monkeypatch):
-    storage = open_storage(s3)
+    storage = ObjectStorage(s3)
     begin_upload(storage, "a", [b"1"] * 5)
     asked, real = [], storage._fs.call_s3
 
