@@ -81,9 +81,20 @@ mnist: $(VENV)/.installed-run ## train on the embedded digits with two ranks
 	@export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
 	"$(BIN)/torchrun" --nproc-per-node=2 -m trainkit.recipes.mnist $(ARGS)
 
+# Two at a time, since most tests wait more than they work; faults by themselves, since each of
+# their classes takes both cores. With ARGS just what they say.
+WORKERS ?= 2
+APART := tests/faults
+
 .PHONY: test
 test: $(VENV)/.installed-dev ## run CI's sample of the tests
-	@"$(BIN)/python" -m pytest -m "not slow" $(ARGS)
+	@if [ -n "$(ARGS)" ]; then
+		exec "$(BIN)/python" -m pytest -m "not slow" $(ARGS)
+	fi
+	failed=
+	"$(BIN)/python" -m pytest -m "not slow" -n $(WORKERS) --dist worksteal --ignore=$(APART) || failed=1
+	"$(BIN)/python" -m pytest -m "not slow" $(APART) || failed=1
+	[ -z "$$failed" ]
 
 .PHONY: test-all
 test-all: $(VENV)/.installed-dev ## run every test, the slow ones too
@@ -141,7 +152,7 @@ test-py312: ## run the framework-free tests on Python 3.12, if there is one
 	fi
 	ignored="$$(grep -rlE --include="*.py" "$(FRAMEWORK_IMPORT)" tests |
 		sed "s/^/--ignore=/; s|/conftest.py$$||")" || true
-	"$(VENV312)/bin/python" -m pytest -m "not slow" --ignore=tests/distributed $$ignored $(ARGS)
+	"$(VENV312)/bin/python" -m pytest -m "not slow" -n $(WORKERS) --dist worksteal --ignore=tests/distributed $$ignored $(ARGS)
 
 .PHONY: clean
 clean: ## remove the environments and the caches of the tools
