@@ -63,7 +63,8 @@ class Pickled(Generic[T]):
 
     No pickle is written, or read, but for an entry that the program itself has wrapped in this,
     when it saves and when it loads; what a checkpoint says decides nothing. So it is only for
-    checkpoints that nobody else can write to. Restoring puts a new object into ``value``.
+    checkpoints that nobody else can write to. Restoring puts a new object into ``value``, once
+    all other entries are known to fit.
     """
 
     value: T
@@ -76,7 +77,7 @@ class Pickled(Generic[T]):
         """
         try:
             return {"pickle": pickle.dumps(self.value)}
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             kind = type(self.value).__name__
             raise UsageError(f"a Pickled {kind} cannot be pickled: {error}") from None
 
@@ -93,5 +94,6 @@ class Pickled(Generic[T]):
             )
         try:
             self.value = pickle.loads(data)  # noqa: S301 - asked for by name, see above
-        except (pickle.UnpicklingError, ImportError, AttributeError, EOFError) as error:
-            raise EnvironmentFaultError(f"a Pickled object cannot be made: {error}") from None
+        except Exception as error:  # whatever the code in it raises
+            text = f"a Pickled object cannot be made: {type(error).__name__}: {error}"
+            raise EnvironmentFaultError(text) from error

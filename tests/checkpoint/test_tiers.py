@@ -1,6 +1,7 @@
 """The local tier: what a save reaches first, and what is left of it after a kill."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from tests.checkpoint.test_background import writers
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps
 from trainkit.checkpoint.tiers import open_tier
 from trainkit.coordination import Communicator
-from trainkit.errors import Preempted, UsageError
+from trainkit.errors import EnvironmentFaultError, Preempted, UsageError
 from trainkit.state import PerRank
-from trainkit.storage import open_storage
+from trainkit.storage import LocalStorage, open_storage
 from trainkit.waiting import Deadline, wait_until
 
 OPTIONS = CheckpointOptions(timeout=60.0, attempts=1, pause=0.01, visible_within=0.2)
@@ -145,7 +147,8 @@ def test_every_third_save_is_uploaded(places):
     assert (manager.last_saved_step, manager.last_local_step) == (7, 8)
     assert manager.latest_step() == 8
     manager.close()
-    assert steps(places[1]) == [7, 8]  # the root has not got the last one
+    assert steps(places[0]) == [1, 4, 7, 8]  # the last one of a run
+    assert steps(places[1]) == []
 
 
 def test_the_end_of_a_run_is_uploaded(places):
@@ -184,7 +187,8 @@ def test_a_stop_is_uploaded(places):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from tests.checkpoint.test_background import writers
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps
 root, near, upload_every, obstacle = sys.argv[1:]
 it = {"weights": np.zeros(50_000), "table": {"step": 0}}
 options = CheckpointOptions(upload_every=int(upload_every), pause=600.0)
@@ -300,7 +304,7 @@ def test_a_tier_in_the_way_is_one_message(tmp_path):
     with pytest.raises(UsageError, match="expected a folder on a disk of this node"):
         CheckpointManager(tmp_path, state(), local_tier="memory://x", options=OPTIONS)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(UsageError, match="is a file; expected a folder"):
         CheckpointManager(tmp_path, state(), local_tier=tmp_path / "file", options=OPTIONS)
     # The folder was left to others each time.
     CheckpointManager(tmp_path, state(), options=replace(OPTIONS, patience=0.1)).close()
@@ -365,7 +369,7 @@ def test_a_node_that_is_gone_takes_its_steps_along(on_ranks, places):
 
 def test_damage_on_one_node_lets_all_take_an_older_step(on_ranks, places, caplog):
     on_nodes(on_ranks, places, 2, save_three, upload_every=LOCAL_ONLY)
-    (own,) = (places[1] / "node0").glob("run-*/rank00000-of-00004/step-0000000003*")
+    (own,) = (places[1] / "node0").glob("run-*/step-0000000003*")
     damage(own)
     assert on_nodes(on_ranks, places, 2, restore) == [2] * 4
     assert "step 3 on the nodes is passed over" in caplog.text
@@ -381,10 +385,10 @@ def test_a_tier_that_fails_on_one_node(on_ranks, places, caplog):
                 (tier / "step-0000000002.g01-0001").write_text("")
             manager.save(step, blocking=True)
 
-    on_nodes(on_ranks, places, 2, work, upload_every=LOCAL_ONLY)
+    on_nodes(on_ranks, places, 4, work, upload_every=LOCAL_ONLY)
     assert "step 2 is not in the local tier, since rank 3 failed" in caplog.text
     assert steps(places[0]) == [1, 3]
-    assert on_nodes(on_ranks, places, 2, restore) == [4] * 4
+    assert on_nodes(on_ranks, places, 4, restore) == [4] * 4
 
 
 def test_what_the_root_has_newer_is_not_undone(on_ranks, places):
@@ -402,12 +406,183 @@ def test_what_the_root_has_newer_is_not_undone(on_ranks, places):
 
 def test_whether_ranks_share_a_tier_is_seen(on_ranks, tmp_path):
     root = open_storage(tmp_path / "root")
+    root.make_folder()
 
     def rank(communicator):
-        tier = open_tier(tmp_path / "near", root, communicator, timeout=30.0)
-        apart = open_tier(tmp_path / f"n{communicator.rank}", root, communicator, timeout=30.0)
+        tier = open_tier(tmp_path / "near", root, communicator, 1, timeout=30.0)
+        apart = open_tier(tmp_path / f"n{communicator.rank}", root, communicator, 1, timeout=30.0)
         return tier.shared, apart.shared
 
     assert on_ranks(2, rank) == [(True, False)] * 2
-    assert open_tier(None, root, Communicator.solo(), timeout=1.0) is None
+    assert open_tier(None, root, Communicator.solo(), 1, timeout=1.0) is None
     assert not [name for name in os.listdir(tier_of(tmp_path / "near")) if "seen" in name]
+
+
+def test_another_folder_at_the_same_place_has_another_tier(places):
+    """A volume that was wiped, or another one at the same path: what is in the tier is not its."""
+    root, near = places
+    for life in range(3):
+        it = state(500)
+        manager = CheckpointManager(root, it, local_tier=near, options=OPTIONS)
+        assert manager.restore_latest() == (500 if life else None)
+        manager.save(500, blocking=True)
+        manager._root.leave()  # as a kill does: the tier is not emptied
+    shutil.rmtree(root)
+    it = state()
+    with contextlib.closing(
+        CheckpointManager(root, it, local_tier=near, options=OPTIONS)
+    ) as manager:
+        assert manager.restore_latest() is None
+        manager.save(7, blocking=True)
+    it = state()
+    with contextlib.closing(
+        CheckpointManager(root, it, local_tier=near, options=OPTIONS)
+    ) as manager:
+        assert manager.restore_latest() == 7
+
+
+def test_a_run_that_was_overtaken_does_no_harm_in_the_tier(places):
+    root, near = places
+    options = replace(FOREGROUND, upload_every=LOCAL_ONLY)
+    old = CheckpointManager(root, state(1), local_tier=near, options=options)
+    old.save(1)
+    old._root.hold.release()  # taken for dead
+    new = CheckpointManager(root, state(2), local_tier=near, options=options)
+    new.save(2)
+    new.save(3)
+    kept = steps(near)
+    assert kept[-1] == 3
+    with pytest.raises(EnvironmentFaultError, match="another run saves to"):
+        old.save(9)
+    assert steps(near) == kept
+    new.close()
+    assert steps(root) == [1, 2, 3]
+
+
+def test_ranks_agree_about_what_only_the_tier_has(on_ranks, places):
+    """Ranks other than 0 hear of the end of their own writing after rank 0's word."""
+
+    def rank(communicator):
+        manager = CheckpointManager(
+            places[0],
+            {"weights": np.zeros(1000)},
+            save=EverySteps(1),
+            communicator=communicator,
+            local_tier=places[1],
+            options=replace(OPTIONS, upload_every=LOCAL_ONLY),
+        )
+        for step in range(1, 6):
+            manager.save(step, blocking=True)
+            assert not manager.step(step)  # it is saved
+        found = manager.last_saved_step, manager.last_local_step
+        manager.close()
+        return found
+
+    assert on_ranks(3, rank) == [(1, 5)] * 3
+
+
+def test_restarts_do_not_fill_the_tier(places):
+    for life in range(4):
+        manager = CheckpointManager(places[0], state(life), local_tier=places[1], options=OPTIONS)
+        manager.save(life, blocking=True)
+        manager._root.leave()
+        assert len(steps(places[1])) <= 2
+    assert steps(places[1]) == [2, 3]
+
+
+def test_a_full_tier_is_none(places, caplog, monkeypatch):
+    def full(self, path=""):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    root = open_storage(places[0])
+    root.make_folder()
+    monkeypatch.setattr(LocalStorage, "make_folder", full)
+    assert open_tier(places[1], root, Communicator.solo(), 1, timeout=1.0) is None
+    assert "there is no local tier, since rank 0 failed: OSError: No space left" in caplog.text
+
+
+def test_the_last_save_is_uploaded_without_a_step(places):
+    options = replace(OPTIONS, upload_every=LOCAL_ONLY)
+    with contextlib.closing(
+        CheckpointManager(places[0], state(), local_tier=places[1], options=options)
+    ) as manager:
+        for step in (1, 2, 3):
+            manager.save(step)
+    assert steps(places[0]) == [1, 3]
+    assert steps(places[1]) == []
+
+
+def test_a_step_that_only_the_tier_has_is_not_taken_for_uploaded(places):
+    process = saving(places, LOCAL_ONLY)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    it = state()
+    manager = CheckpointManager(places[0], it, local_tier=places[1], options=OPTIONS)
+    assert manager.restore(3) == 3
+    assert manager.last_saved_step is None or 3 in steps(places[0])
+    manager.step(3)
+    manager.save_unsaved()
+    manager.close()
+    assert 3 in steps(places[0])
+
+
+def test_ranks_that_come_back_in_another_order(on_ranks, places):
+    on_nodes(on_ranks, places, 4, save_three, upload_every=LOCAL_ONLY)
+    near = places[1]
+    for one, other in ((0, 3), (1, 2)):
+        (near / f"node{one}").rename(near / "x")
+        (near / f"node{other}").rename(near / f"node{one}")
+        (near / "x").rename(near / f"node{other}")
+    assert on_nodes(on_ranks, places, 4, restore) == [3] * 4
+
+
+def test_ranks_of_two_nodes_come_back_as_one_alone(on_ranks, places):
+    on_nodes(on_ranks, places, 2, save_three, upload_every=LOCAL_ONLY)
+    for run in (places[1] / "node1").glob("run-*/step-*"):
+        (into,) = (places[1] / "node0").glob(f"run-*/{run.name}")
+        shutil.copytree(run, into, dirs_exist_ok=True)
+    it = {**state(), "own": PerRank({"rank": -1})}
+    manager = CheckpointManager(places[0], it, local_tier=places[1] / "node0", options=FOREGROUND)
+    assert manager.restore_latest() == 3
+    assert (it["weights"] == 3).all()
+    manager.close()
+
+
+def test_ranks_with_other_tensors_are_told_where_nobody_sees_the_other(on_ranks, places):
+    def rank(communicator):
+        size = (1 << 25) + communicator.rank  # large enough to be divided
+        manager = CheckpointManager(
+            places[0],
+            {"weights": np.zeros(size, np.int64)},
+            communicator=communicator,
+            local_tier=places[1] / f"node{communicator.rank}",
+            options=replace(FOREGROUND, upload_every=LOCAL_ONLY),
+        )
+        manager._saver.name_next(0)  # the first save goes to the root
+        try:
+            manager.save(1, blocking=True)
+        except UsageError as error:
+            return str(error)
+        finally:
+            manager._root.leave()
+
+    for message in on_ranks(2, rank):
+        assert "ranks hold different tensors: those of rank(s) 1" in message
+
+
+def test_a_writer_that_dies_after_the_tier_has_it(places):
+    """Another process takes the work up; the tier's copy is neither refused nor lost."""
+    it = state(1)
+    manager = CheckpointManager(places[0], it, local_tier=places[1], options=OPTIONS)
+    manager.save(1, blocking=True)
+    obstacle = places[0] / "step-0000000002.g01-0001"
+    obstacle.write_text("")
+    (writer,) = writers()
+    fill(it, 2)
+    os.kill(writer, signal.SIGSTOP)
+    manager.save(2)
+    os.kill(writer, signal.SIGKILL)
+    obstacle.unlink()
+    manager.wait()
+    assert (manager.last_saved_step, manager.last_local_step) == (2, 2)
+    manager.close()

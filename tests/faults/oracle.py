@@ -281,6 +281,7 @@ class Oracle:
 
     def _accounted(self) -> Iterator[Path]:
         yield from (self.root / ".generations").glob("[0-9]*")
+        yield self.root / ".tier"
         for manifest in self.root.glob("step-*/MANIFEST.json"):
             yield manifest
             yield self.root / ".quarantine" / manifest.parent.name

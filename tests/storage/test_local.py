@@ -251,3 +251,12 @@ def test_of_two_that_remove_a_folder_none_stops_half_way(storage, monkeypatch):
     storage.delete("a")
     assert taken
     assert storage.names() == []
+
+
+def test_nothing_lies_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    storage = LocalStorage(tmp_path)
+    storage.delete("file/below")
+    assert storage.size("file/below") is None
+    storage.delete("file")
+    assert storage.names() == []

@@ -20,7 +20,14 @@ from trainkit.checkpoint.save.pace import Plan
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
 from trainkit.coordination import Communicator
-from trainkit.errors import ExitCode, InputMissingError, Preempted, TrainkitError, UsageError
+from trainkit.errors import (
+    DeadlineError,
+    ExitCode,
+    InputMissingError,
+    Preempted,
+    TrainkitError,
+    UsageError,
+)
 from trainkit.storage import open_storage
 
 __all__ = ["CheckpointManager"]
@@ -237,8 +244,9 @@ class CheckpointManager:
 
         For the end of a run, where the policy is silent. Raises what ``save`` raises.
         """
-        if self._saver is None or self._seen_step is None:
+        if self._saver is None or self._closed or self._seen_step is None:
             return
+        self._settle_whatever()
         if not self._is_uploaded(self._seen_step):
             self._begin(self._seen_step, None, upload=True)
 
@@ -250,14 +258,14 @@ class CheckpointManager:
 
         Raises what ``save`` raises.
         """
-        if self._saver is None:
-            return "nothing is saved"
+        if self._saver is None or self._closed:
+            return "nothing is saved any more"
+        self._settle_whatever()
+        before, self._stopped_step = self._stopped_step, step
         if self._is_uploaded(step):
-            self.wait()
             return f"it is saved in {self.url}"
-        if self._stopped_step == step:
+        if before == step:
             return "it was decided before what is saved of it"
-        self._stopped_step = step
         left = getattr(self._monitor, "time_left", lambda: None)()
         plan = self._saver.plan_stop(left)
         if plan is Plan.UPLOAD:
@@ -271,6 +279,15 @@ class CheckpointManager:
             return f"it is saved on this node alone, since {self.url} would have taken too long"
         last = "nothing is" if self.last_saved_step is None else f"step {self.last_saved_step} is"
         return f"there was no time to save it; {last} saved in {self.url}"
+
+    def _settle_whatever(self) -> None:
+        """Let no failure of an earlier save stand in the way of the last one."""
+        try:
+            self.wait()
+        except DeadlineError:
+            raise
+        except (Exception, TrainkitError) as error:  # the same on all ranks
+            log.error("a save failed: %s; the state is saved again as it is now", error)
 
     def restore_latest(self, *, init_from: str | os.PathLike[str] | None = None) -> int | None:
         """Restore the newest checkpoint that is whole.
@@ -298,9 +315,8 @@ class CheckpointManager:
             found = self._root.restore_newest()
             if found is not None:
                 step = self._restored(self._root, found)
-                if not found.uploaded:
-                    # What the run before could not upload any more, this one does.
-                    self._begin(step, found.metrics, upload=True)
+                if self._saver is not None and not self._saver.background:
+                    self.wait()
                 return step
         if init_from is not None:
             timeout = self._options.timeout
@@ -350,12 +366,14 @@ class CheckpointManager:
                 What this rank has to write is still written, within ``exit_timeout`` seconds.
         """
         closed, self._closed = self._closed, True
+        self._next_look = _NEVER
         if self._root is None or closed:
             return
         try:
             if not failed:
                 self.wait()
-                self._root.clear_tier()
+                if self._stopped_step is None:  # who comes back to this node finds it there
+                    self._root.empty_tier()
         finally:
             self._root.leave()
 
@@ -413,9 +431,7 @@ class CheckpointManager:
         )
 
     def _restored(self, root: OpenRoot, found: Found) -> int:
-        self._restored_step = found.folder.step
-        if self._saver is not None:
-            self._saver.forget()
+        self._restored_step = found.folder.step if found.uploaded else None
         self._schedule.restart()
         self._next_look = 0 if self._saver is not None else _NEVER
         if self._communicator.rank == 0:

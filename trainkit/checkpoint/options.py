@@ -30,6 +30,9 @@ class CheckpointOptions:
     upload_every: int = 1
     """With a local tier: every how many saves also go to the folder of checkpoints. The others
     stay on the nodes. The last one of a run does in any case, and so does one of a stop."""
+    copy_unchanged: bool = True
+    """Whether S3 is asked to copy what did not change in a large file since the last save, in
+    place of sending it again. Every eighth save is sent as a whole in any case."""
     visible_within: float = 15.0
     """Seconds that a network file system may take to show one rank what another wrote."""
     lease: float = 60.0

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from trainkit.checkpoint.adapters.state import Restoration
 from trainkit.checkpoint.agreement import Outcome, on_all_ranks
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
-from trainkit.checkpoint.format.manifest import Manifest, TornManifestError
+from trainkit.checkpoint.format.manifest import TornManifestError
 from trainkit.checkpoint.load.reader import StepReader
 from trainkit.coordination import Communicator
 from trainkit.errors import CheckpointDamagedError, InputMissingError
@@ -30,8 +30,6 @@ class Found:
     """Whether it is the copy in the local tier."""
     uploaded: bool = True
     """Whether the root has it as well."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Saved with it; known once it is restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +95,24 @@ class Restorer:
                 break
         return self._finish(found, outcome, restoration)
 
-    def _prepare(self, found: Found) -> tuple[Outcome[Manifest], list[Restoration]]:
-        """Read and check all of a checkpoint."""
+    def _prepare(self, found: Found) -> tuple[Outcome[int], list[Restoration]]:
+        """Read and check all of a checkpoint; the result is the number of ranks that saved it."""
         prepared: list[Restoration] = []
         rank, world_size = self.communicator.rank, self.communicator.world_size
 
-        def prepare() -> Manifest:
+        def prepare() -> int:
             reader = StepReader(self._place(found), found.folder)
             prepared.append(reader.prepare(self.state, rank, world_size))
-            # The rest of it is long, and others have read it, too.
-            return replace(reader.manifest, files={}, entries={})
+            return reader.manifest.world_size
 
         return on_all_ranks(self.communicator, prepare, timeout=self.timeout), prepared
 
-    def _finish(
-        self, found: Found, outcome: Outcome[Manifest], prepared: list[Restoration]
-    ) -> Found:
-        manifest = outcome.check()[0]
+    def _finish(self, found: Found, outcome: Outcome[int], prepared: list[Restoration]) -> Found:
+        saved_world = outcome.check()[0]
         on_all_ranks(self.communicator, prepared[0].apply, timeout=self.timeout).check()
-        if manifest.world_size != self.communicator.world_size:
-            self._tell_of_other_world(manifest.world_size)
-        return replace(found, metrics=manifest.metrics)
+        if saved_world != self.communicator.world_size:
+            self._tell_of_other_world(saved_world)
+        return found
 
     def _place(self, found: Found) -> Storage:
         return self.near if found.local and self.near is not None else self.storage
@@ -183,12 +178,12 @@ class Restorer:
         )
 
 
-def _is_damage(outcome: Outcome[Manifest]) -> bool:
+def _is_damage(outcome: Outcome[int]) -> bool:
     """Whether the checkpoint itself is at fault; the same answer on all ranks."""
     kind = CheckpointDamagedError.__name__
     return bool(outcome.failures) and all(f.kind == kind for f in outcome.failures)
 
 
-def _is_torn(outcome: Outcome[Manifest]) -> bool:
+def _is_torn(outcome: Outcome[int]) -> bool:
     """Whether the save of the checkpoint was cut off, so that nobody was told of it."""
     return _is_damage(outcome) and outcome.failures[0].text.startswith(TornManifestError.__name__)

@@ -54,12 +54,14 @@ class OpenRoot:
         """
         options, communicator = self.options, self.communicator
         self.hold = hold_together(self.storage, communicator, options)
+        generation = self.hold.generation
         try:
-            self.tier = open_tier(local_tier, self.storage, communicator, timeout=options.timeout)
+            self.tier = open_tier(
+                local_tier, self.storage, communicator, generation, timeout=options.timeout
+            )
         except BaseException:
             self.hold.release()
             raise
-        generation = self.hold.generation
         saver = self.saver = Saver(
             self.storage,
             self.state,
@@ -81,19 +83,21 @@ class OpenRoot:
         Raises what ``Restorer.newest`` raises, and what saving does where only the nodes still
         have the newest one.
         """
-        if self.saver is not None and self.tier is not None:
-            upload_leftover(
-                self.tier,
-                self.storage,
-                self.communicator,
-                name=self.saver.name_next,
-                timeout=self.options.timeout,
-            )
-        return self._restorer.newest()
+        self._upload_leftover()
+        found = self._restorer.newest()
+        if found is not None and self.saver is not None:
+            self.saver.forget()
+            if not found.uploaded:
+                # What the run before could not upload any more, this one does.
+                self.saver.begin_copy(found.folder)
+        return found
 
     def restore_step(self, step: int) -> Found:
         """Restore the checkpoint of ``step``; raises what ``Restorer.step`` raises."""
-        return self._restorer.step(step)
+        found = self._restorer.step(step)
+        if self.saver is not None:
+            self.saver.forget()
+        return found
 
     def steps(self) -> Iterator[StepFolder]:
         """Checkpoints that could be restored, newest first, as far as sizes tell."""
@@ -106,17 +110,25 @@ class OpenRoot:
         above = self.tier.folder if found.local and self.tier is not None else self.storage.url
         return f"{above}/{found.folder.name}"
 
-    def clear_tier(self) -> None:
-        """Give the space of the local tier back, if the storage has all that was in it."""
+    def empty_tier(self) -> None:
+        """Bring what only the local tier has to the storage, and give its space back.
+
+        Raises what saving raises.
+        """
         tier, saver = self.tier, self.saver
-        if tier is None or saver is None or saver.kept is None or saver.kept != saver.committed:
+        if tier is None or saver is None:
             return
-        if tier.shared and self.communicator.rank != 0:
+        if saver.kept is not None and saver.kept != saver.committed:
+            if tier.shared:
+                saver.begin_copy(saver.kept)
+                saver.settle()
+                saver.tidy()
+            else:
+                self._upload_leftover()
+        if saver.committed is None and saver.kept is None:  # of what may be there nothing is known
             return
-        try:
+        if self.communicator.rank == 0 or not tier.shared:
             clear_tier(tier)
-        except OSError as error:
-            log.warning("the local tier %s could not be emptied: %s", tier.folder, error)
 
     def leave(self) -> None:
         """Wait for this rank's own work, and leave the root to others; asks no other rank."""
@@ -124,6 +136,12 @@ class OpenRoot:
             self.saver.finish(self.options.exit_timeout)
         if self.hold is not None:
             self.hold.release()
+
+    def _upload_leftover(self) -> None:
+        if self.saver is not None and self.tier is not None:
+            upload_leftover(
+                self.tier, self.storage, self.communicator, self.options, self.saver.name_next
+            )
 
     @property
     def _near(self) -> Storage | None:

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 import trainkit
+from trainkit.checkpoint.copier import Copier
 from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.capture import Capture
 from trainkit.checkpoint.save.job import Job
-from trainkit.checkpoint.save.pace import Pace, Pending, Plan
+from trainkit.checkpoint.save.pace import Pace, Plan
 from trainkit.checkpoint.save.retention import Retention, remove_step
 from trainkit.checkpoint.save.settling import Flight, Settling
 from trainkit.checkpoint.save.tiers import LocalTier
@@ -25,6 +26,9 @@ from trainkit.storage import Storage
 from trainkit.waiting import Deadline
 
 __all__ = ["Saver"]
+
+_WHOLE = 8
+"""One of so many saves sends all of its bytes."""
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +82,19 @@ class Saver:
         """In the tier, whole; it stays there until the next one is."""
         self._upload_next = False
         self._pace = Pace()
-        verdicts = Verdicts(store, communicator.rank, communicator.world_size)
         self.background = options.background and storage.reopenable
         """Whether saves are written beside training."""
         self._writer: Writer = (
             Background(storage, tier) if self.background else Foreground(storage, tier)
         )
-        self._settling = Settling(
-            self._writer, verdicts, communicator.rank, partial(_discard, storage)
+        self._settle_by = partial(
+            Settling,
+            verdicts=Verdicts(store, communicator.rank, communicator.world_size),
+            rank=communicator.rank,
+            world_size=communicator.world_size,
+            discard=partial(_discard, storage),
         )
+        self._usual = self._settling = self._settle_by(self._writer)
         self._warmed = False
         self._sweeper: threading.Thread | None = None
 
@@ -103,12 +111,11 @@ class Saver:
         Args:
             left: seconds until the kill, as far as this rank knows; None: no limit.
         """
-        flight = self._flight
-        pending = None if flight is None else Pending(flight.deadline.elapsed, flight.upload)
-        told = self._communicator.all_gather_object((left, pending, self._pace))
-        known = [seconds for seconds, _, _ in told if seconds is not None]
-        _, pending, pace = told[0]
-        return pace.plan(min(known), pending) if known else Plan.UPLOAD
+        timeout = self._options.timeout
+        told = self._communicator.all_gather_object((left, self._pace), timeout=timeout)
+        known = [seconds for seconds, _ in told if seconds is not None]
+        pace: Pace = told[0][1]
+        return pace.plan(min(known)) if known else Plan.UPLOAD
 
     @property
     def uploading(self) -> bool:
@@ -147,16 +154,16 @@ class Saver:
         folder = self.name_next(step)
         unseen = not upload and self._tier is not None and not self._tier.shared
         flight = Flight(folder, Deadline(self._options.timeout), upload, unseen)
-        self._flight = flight
+        self._flight, self._settling = flight, self._usual
         self._warmed = True
         rank = self._communicator.rank
         try:
-            entries, images, division = self._capture.take()
+            entries, images, flight.division = self._capture.take()
             job = Job(
                 folder=folder,
                 rank=rank,
                 world_size=self._communicator.world_size,
-                division=division,
+                division=flight.division,
                 entries=entries if rank == 0 else {},
                 metrics=metrics,
                 written_by=f"trainkit {trainkit.__version__}",
@@ -164,7 +171,7 @@ class Saver:
                 attempts=self._options.attempts,
                 pause=self._options.pause,
                 upload=upload,
-                like=None if self.committed is None else self.committed.name,
+                like=self._alike(folder),
                 leave=None if self._leave is None else self._leave.name,
             )
             self._writer.submit(job, images, lambda: self._settling.check_others(flight))
@@ -174,6 +181,40 @@ class Saver:
             raise
         finally:
             flight.stalled = flight.deadline.elapsed
+
+    def _alike(self, folder: StepFolder) -> str | None:
+        """The step folder whose unchanged parts need not be sent again, if any."""
+        committed = self.committed
+        if committed is None or not self._options.copy_unchanged:
+            return None
+        # What is damaged in the store is copied with the damage; so not for ever.
+        return None if folder.attempt % _WHOLE == 0 else committed.name
+
+    def begin_copy(self, source: StepFolder) -> None:
+        """Bring a step that is committed in the tier, which all ranks see, to the root.
+
+        Raises:
+            BaseException: what ``settle`` of the save before raises; nothing has begun then.
+        """
+        self.settle()
+        if self._tier is None:
+            raise AssertionError("there is no tier to copy from")  # a bug of ours, not a fault
+        options, folder = self._options, self.name_next(source.step)
+        job = Job(
+            folder=folder,
+            rank=self._communicator.rank,
+            world_size=self._communicator.world_size,
+            division="",
+            entries={},
+            metrics={},
+            written_by="",
+            timeout=options.timeout,
+            attempts=options.attempts,
+            pause=options.pause,
+        )
+        copier = Copier(self._tier.storage(), source, self._storage, job)
+        self._flight = Flight(folder, Deadline(options.timeout), upload=True, unseen=False)
+        self._settling = self._settle_by(copier)
 
     def look(self) -> bool:
         """Whether this rank's own work on the save has ended; never waits.
@@ -189,7 +230,7 @@ class Saver:
             failure = self._settling.look(flight)
             if failure is not None and self._communicator.world_size > 1:
                 log.warning(
-                    "saving step %d failed: %s. All ranks raise this at the next save.",
+                    "saving step %d failed: %s. All ranks hear of it at the next save.",
                     flight.folder.step,
                     failure.text,
                 )
@@ -230,17 +271,18 @@ class Saver:
                 flight.failure.text,
                 flight.folder.step,
             )
-        kept, took = self._writer.kept, self._writer.seconds
-        if kept is not None:
+        kept, took = self._settling.writer.kept, self._settling.writer.seconds
+        if kept is not None or not flight.upload:
             self.kept = self._leave = flight.folder
         if flight.upload:
             self.committed = flight.folder
-        # Copying is part of it, and of what a foreground writer measures.
-        copying = flight.stalled if self.background else 0.0
-        self._pace.note(
-            kept=None if kept is None else copying + kept,
-            uploaded=copying + took if flight.upload else None,
-        )
+        if self._settling is self._usual and flight.ended:
+            # Copying is part of it, and of what a foreground writer measures.
+            copying = flight.stalled if self.background else 0.0
+            self._pace.note(
+                kept=None if kept is None else copying + kept,
+                uploaded=copying + took if flight.upload else None,
+            )
         if lead:
             self._tell_people(flight)
             if flight.upload:
@@ -278,7 +320,8 @@ class Saver:
         flight = self._flight
         try:
             if flight is not None and not flight.ended:
-                ended, failure = self._writer.poll(0.0)
+                writer = self._settling.writer
+                ended, failure = writer.poll(0.0)
                 if not ended:
                     # A warning: a script without any set-up of logging shows nothing less.
                     log.warning(
@@ -288,12 +331,14 @@ class Saver:
                     )
                 limit = Deadline(seconds)
                 while not ended and not limit.passed:
-                    ended, failure = self._writer.poll(limit.left)
+                    ended, failure = writer.poll(limit.left)
                 if not ended or failure is not None:
                     reason = failure.text if failure else f"not done within {seconds:.0f} s"
                     log.error("step %d was not saved: %s", flight.folder.step, reason)
         finally:
             self._flight = None
+            self._warmed = True
+            self._settling.writer.close()
             self._writer.close()
             self.tidy()
 

@@ -6,16 +6,19 @@ import random
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainkit import config
 from trainkit.coordination import StepAgreement
-from trainkit.errors import Preempted, UsageError
+from trainkit.errors import Preempted, TrainkitError, UsageError
 from trainkit.frameworks import frameworks_named_by
 from trainkit.lifecycle import RankMonitor
 from trainkit.runtime.context import Context
 from trainkit.strategies import Strategy, resolve
 from trainkit.topology import Topology
+
+if TYPE_CHECKING:
+    from trainkit.checkpoint import CheckpointManager
 
 __all__ = ["Session", "choose_strategy", "log_topology"]
 
@@ -139,19 +142,28 @@ class Session:
         Raises:
             Preempted: ``main`` was told of a notice and left for it, so it may not be done.
         """
-        for manager in self._context.managers if self._context is not None else ():
-            manager.save_unsaved()
-            manager.wait()
+        self._with_managers(_save_unsaved)
         if self._monitor is not None and self._monitor.told and self._monitor.stopped_at is None:
             raise Preempted("main returned after a notice to stop; what was unsaved is saved")
 
     def finish_stopped(self) -> None:
         """After all ranks stopped together: save with the managers that were not asked yet."""
         step = self._monitor.stopped_at if self._monitor is not None else None
+        if step is not None:
+            self._with_managers(lambda manager: manager.save_for_stop(step))
+        else:
+            self._with_managers(lambda manager: manager.wait())
+
+    def _with_managers(self, action: "Callable[[CheckpointManager], object]") -> None:
+        """Do it with each, whatever comes of the others, and raise the first failure then."""
+        failure: BaseException | None = None
         for manager in self._context.managers if self._context is not None else ():
-            manager.wait()
-            if step is not None:
-                manager.save_for_stop(step)
+            try:
+                action(manager)
+            except (Exception, TrainkitError) as error:  # the same on all ranks
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def close(self, *, failed: bool) -> None:
         """Leave in order; after a failure without waiting for anybody."""
@@ -177,6 +189,11 @@ class Session:
             timeout=min(self._settings.timeout, self._settings.grace_period),
         )
         monitor.agree_with(agreement)
+
+
+def _save_unsaved(manager: "CheckpointManager") -> None:
+    manager.save_unsaved()
+    manager.wait()
 
 
 def _seed_everything(strategy: Strategy, seed: int) -> None:

@@ -14,8 +14,11 @@ log = logging.getLogger(__name__)
 
 _PART = 64 << 20
 """Bytes of new data in one request; S3 takes 5 MiB to 5 GiB."""
-_COPIED = 1 << 30
-"""Bytes that one request has the store copy; it takes time there, and no bandwidth here."""
+_COPIED = 256 << 20
+"""Bytes that one request has the store copy: it answers when it is done, and clients wait for
+seconds."""
+_MOST = 10_000
+"""Parts that an object may have."""
 _LEAST = 5 << 20
 """Bytes of the smallest part that is not the last one."""
 _AT_ONCE = 8
@@ -47,9 +50,12 @@ def send_changed(fs: Any, key: str, data: Bytes, source: str, likeness: Likeness
         Exception: of any kind, as the store's library has them; nothing is there then, unless
             only the store's last answer was lost.
     """
+    view = memoryview(data)
+    pieces = list(_pieces(len(view), likeness))
+    if len(pieces) > _MOST:
+        raise ValueError(f"{len(pieces)} parts")
     bucket, name = key.split("/", 1)
     old_bucket, old_name = source.split("/", 1)
-    view = memoryview(data)
     upload = {"Bucket": bucket, "Key": name}
     upload["UploadId"] = fs.call_s3("create_multipart_upload", **upload)["UploadId"]
 
@@ -69,7 +75,6 @@ def send_changed(fs: Any, key: str, data: Bytes, source: str, likeness: Likeness
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     try:
-        pieces = list(_pieces(len(view), likeness))
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trainkit-put") as pool:
             parts = list(pool.map(send, enumerate(pieces, 1)))
         fs.call_s3(

@@ -115,7 +115,7 @@ class LocalStorage:
     def delete(self, path: str) -> None:
         """See ``Storage.delete``."""
         local = self._local(path)
-        with _telling(local), contextlib.suppress(FileNotFoundError):
+        with _telling(local), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if local.is_dir() and not local.is_symlink():
                 _remove_tree(local)
             else:

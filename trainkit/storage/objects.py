@@ -70,6 +70,7 @@ class ObjectStorage:
         _check_url(url)
         self.url = url.rstrip("/")
         self._fs, self._root = _open(self.url)
+        self._copies_failed = False
         self._if_absent = _if_absent(self._fs, urlsplit(url).scheme)
         # Of a scheme that this process registered by itself another process knows nothing.
         self.reopenable = urlsplit(url).scheme in _EXTRAS
@@ -105,13 +106,15 @@ class ObjectStorage:
     def send_changed(self, path: str, data: Bytes, alike: Mapping[str, Likeness] | None) -> bool:
         """Send what is new of an object, if the store can copy the rest; whether it is there."""
         likeness = None if alike is None else alike.get(path)
-        if likeness is None or not can_copy(self._fs):
+        if likeness is None or self._copies_failed or not can_copy(self._fs):
             return False
         source = self._key(likeness.path)
         try:
             send_changed(self._fs, self._key(path), data, source, likeness)
         except Exception as error:
-            # The older object may be gone, or the store may not copy: all bytes are here.
+            # The older object may be gone, or the store may not copy: all bytes are here. What
+            # failed once is not tried for each object of each save.
+            self._copies_failed = True
             log.debug("%s is sent as a whole: %s", path, without_secrets(str(error)))
             return False
         return True

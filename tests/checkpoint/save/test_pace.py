@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainkit.checkpoint.save.pace import Pace, Pending, Plan
+from trainkit.checkpoint.save.pace import Pace, Plan
 
 
 def pace(kept=(), uploaded=()):
@@ -19,26 +19,17 @@ def pace(kept=(), uploaded=()):
     [(30, Plan.UPLOAD), (12, Plan.UPLOAD), (11, Plan.KEEP), (2, Plan.KEEP), (1, Plan.SKIP)],
 )
 def test_by_the_time_that_is_left(left, plan):
-    assert pace(kept=[1.0], uploaded=[10.0]).plan(left, None) is plan
+    assert pace(kept=[1.0], uploaded=[10.0]).plan(left) is plan
 
 
 @pytest.mark.parametrize(("left", "plan"), [(13, Plan.UPLOAD), (7, Plan.UPLOAD), (5, Plan.SKIP)])
 def test_without_a_tier_what_may_just_do_is_tried(left, plan):
-    assert pace(uploaded=[10.0]).plan(left, None) is plan
+    assert pace(uploaded=[10.0]).plan(left) is plan
 
 
 def test_nothing_measured_is_tried():
-    assert pace().plan(0.0, None) is Plan.UPLOAD
-    assert pace(kept=[1.0]).plan(0.0, None) is Plan.UPLOAD
-
-
-def test_what_is_under_way_comes_first():
-    it = pace(kept=[1.0], uploaded=[10.0])
-    assert it.plan(20.0, None) is Plan.UPLOAD
-    assert it.plan(20.0, Pending(elapsed=1.0, upload=True)) is Plan.KEEP
-    assert it.plan(20.0, Pending(elapsed=9.0, upload=True)) is Plan.UPLOAD
-    assert it.plan(20.0, Pending(elapsed=1.0, upload=False)) is Plan.UPLOAD
-    assert it.plan(12.0, Pending(elapsed=0.0, upload=True)) is Plan.SKIP
+    assert pace().plan(0.0) is Plan.UPLOAD
+    assert pace(kept=[1.0]).plan(0.0) is Plan.UPLOAD
 
 
 def test_the_slowest_of_the_last_three_counts():

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trainkit.checkpoint.save.arena import Arena  # noqa: E402
-from trainkit.checkpoint.save.torch import copy_together, has_gpu, pin  # noqa: E402
+from trainkit.checkpoint.save.torch import copy_together, current_gpu, pin  # noqa: E402
 from trainkit.testing import requires_cuda  # noqa: E402
 
 
@@ -23,14 +23,14 @@ def test_without_a_gpu_nothing_is_pinned(arena):
     with arena.view(64, 4000) as view:
         assert bytes(view) == values.numpy().tobytes()
     assert arena.unpin is None
+    assert current_gpu() is None
 
 
 @pytest.mark.gpu
 @requires_cuda(1)
 def test_a_gpu_writes_to_it(arena):
     values = torch.arange(100_000, device="cuda", dtype=torch.float32) + 1
-    assert has_gpu()
-    pin(arena)
+    pin(arena, current_gpu())
     assert torch.frombuffer(arena.memory, dtype=torch.uint8).is_pinned()
     copy_together(arena, [(0, values), (500_000, values.cpu())])
     expected = values.cpu().numpy().tobytes()

@@ -17,6 +17,7 @@ step-0000000100.g03-0007/          step 100, generation 3, its 8th attempt to sa
 .generations/0000000003            claimed by one process that opened the root
 .quarantine/step-…                 why this checkpoint is passed over
 .pins/step-…                       this checkpoint stays, whatever the policy
+.tier                              tells the local tiers of this root from those of any other
 """
 
 import re
@@ -33,11 +34,13 @@ __all__ = [
     "RANKS",
     "RESERVED",
     "TENSORFLOW",
+    "TIER",
     "StepFolder",
     "check_entry_name",
     "has_parts",
     "index_path",
     "is_safe_path",
+    "job_path",
     "part_path",
     "piece_path",
     "rank_state_path",
@@ -49,6 +52,7 @@ MANIFEST = "MANIFEST.json"
 GENERATIONS = ".generations"
 QUARANTINE = ".quarantine"
 PINS = ".pins"
+TIER = ".tier"
 RANKS = "ranks"
 TENSORFLOW = "tensorflow"
 RESERVED = ("optim", "state", RANKS, TENSORFLOW)
@@ -124,6 +128,11 @@ def has_parts(documents: Collection[str]) -> bool:
 def part_path(rank: int) -> str:
     """Where rank ``rank`` lists the files that it wrote."""
     return f"{RANKS}/rank{rank:05d}.json"
+
+
+def job_path(rank: int) -> str:
+    """In a local tier, where it says what rank ``rank`` was to save."""
+    return f"{RANKS}/rank{rank:05d}.job.json"
 
 
 def rank_state_path(rank: int) -> str:

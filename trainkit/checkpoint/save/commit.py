@@ -18,7 +18,7 @@ from trainkit.errors import InputMissingError, UsageError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline, backoff, wait_until
 
-__all__ = ["commit", "create_once"]
+__all__ = ["commit", "create_once", "other_tensors"]
 
 _READERS = 16
 """Parts that are read at the same time: in an object store each takes a while."""
@@ -91,6 +91,15 @@ def create_once(storage: Storage, path: str, data: bytes) -> None:
             raise
 
 
+def other_tensors(ranks: Iterable[int]) -> UsageError:
+    """What to raise where ``ranks`` save other tensors than rank 0."""
+    return UsageError(
+        f"ranks hold different tensors: those of rank(s) {_listed(ranks)} are not those of rank 0 "
+        f"in name, shape or element type. Entries of the state have to be the same on all ranks; "
+        f"mark with PerRank what each rank has its own of."
+    )
+
+
 class _Parts:
     """The parts that have been seen so far."""
 
@@ -123,11 +132,7 @@ class _Parts:
         divisions = {rank: part.division for rank, (_, part) in self.found.items()}
         others = [rank for rank, division in divisions.items() if division != self._job.division]
         if others:
-            raise UsageError(
-                f"ranks hold different tensors: those of rank(s) {_listed(others)} are not those "
-                f"of rank 0 in name, shape or element type. Entries of the state have to be the "
-                f"same on all ranks; mark with PerRank what each rank has its own of."
-            )
+            raise other_tensors(others)
 
     def _read(self, ranks: list[int]) -> None:
         if len(ranks) < 4:

@@ -1,10 +1,9 @@
 """How long saves take here, and what there is time for before a kill."""
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Pace", "Pending", "Plan"]
+__all__ = ["Pace", "Plan"]
 
 _REMEMBERED = 3
 """Saves whose longest is expected: stores have good minutes and bad ones."""
@@ -22,17 +21,7 @@ class Plan(Enum):
 
     UPLOAD = "save it to the root"
     KEEP = "save it to the local tier alone"
-    SKIP = "leave it, and finish the save that is under way, if one is"
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A save that is under way."""
-
-    elapsed: float
-    """Seconds since it began."""
-    upload: bool
-    """Whether it goes to the root."""
+    SKIP = "leave it"
 
 
 class Pace:
@@ -64,16 +53,8 @@ class Pace:
         """Seconds that a save to the local tier takes; None where none was seen."""
         return max(self._keeps) * _MARGIN if self._keeps else None
 
-    def plan(self, left: float, pending: Pending | None) -> Plan:
-        """What there is time for.
-
-        Args:
-            left: seconds until the kill.
-            pending: the save under way, which is finished first in any case.
-        """
-        if pending is not None:
-            needed = self.upload if pending.upload else self.keep
-            left -= max(0.0, (needed or 0.0) - pending.elapsed)
+    def plan(self, left: float) -> Plan:
+        """What there is time for in ``left`` seconds, which are what is left until the kill."""
         if self.upload is None or self.upload <= left:
             return Plan.UPLOAD
         if self.keep is not None and self.keep <= left:

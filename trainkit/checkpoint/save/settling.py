@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.layout import StepFolder
+from trainkit.checkpoint.save.commit import other_tensors
 from trainkit.checkpoint.save.verdicts import Verdicts
 from trainkit.checkpoint.save.writers import Writer
 from trainkit.errors import DeadlineError
@@ -15,6 +16,9 @@ __all__ = ["Flight", "Settling"]
 
 _LOOK = 0.05
 """Seconds between two looks at whether another rank's save has failed."""
+
+_DRAIN = 10.0
+"""Seconds that the last message of this rank's writer may take."""
 
 _MARGIN = 15.0
 """Seconds that ranks wait longer than rank 0, which knows who is missing."""
@@ -30,6 +34,8 @@ class Flight:
     """Whether it goes to the root; else it stays in the local tier."""
     unseen: bool
     """Whether rank 0 sees nothing of what the others write."""
+    division: str = ""
+    """Checksum of how tensors were divided; the same on all ranks."""
     stalled: float = 0.0
     """Seconds for which training stood still to begin it."""
     ended: bool = False
@@ -51,6 +57,7 @@ class Settling:
         writer: Writer,
         verdicts: Verdicts,
         rank: int,
+        world_size: int,
         discard: Callable[[StepFolder], None],
     ) -> None:
         """Settle what ``writer`` is given.
@@ -59,12 +66,14 @@ class Settling:
             writer: of this rank.
             verdicts: to and from the other ranks.
             rank: of this process.
+            world_size: number of ranks that save together.
             discard: on rank 0, removes what a failed save has left, before others hear of it.
         """
         self._discard = discard
-        self._writer = writer
+        self.writer = writer
         self._verdicts = verdicts
         self._rank = rank
+        self._world_size = world_size
 
     def end(self, flight: Flight) -> Failure | None:
         """Wait for the end of a save on all ranks; what it failed with, the same on each.
@@ -76,7 +85,7 @@ class Settling:
 
     def look(self, flight: Flight) -> Failure | None:
         """See whether this rank's own work has ended, and with what failure; never waits."""
-        ended, failure = self._writer.poll(0.0)
+        ended, failure = self.writer.poll(0.0)
         if ended:
             self.own_end(flight, failure)
         return failure
@@ -87,7 +96,7 @@ class Settling:
         if failure is not None:
             self._verdicts.accuse(flight.folder.attempt, failure)
         elif flight.unseen and self._rank != 0:
-            self._verdicts.vouch(flight.folder.attempt)
+            self._verdicts.vouch(flight.folder.attempt, flight.division)
 
     def check_others(self, flight: Flight) -> None:
         """Raise what another rank has failed with, if one has."""
@@ -101,18 +110,18 @@ class Settling:
         attempt = flight.folder.attempt
         given_up = False
         while not flight.ended:
-            ended, failure = self._writer.poll(_LOOK)
+            ended, failure = self.writer.poll(_LOOK)
             if ended:
                 self.own_end(flight, failure)
             elif limit.passed:
-                self._writer.cancel()
+                self.writer.cancel()
                 text = f"step {flight.folder.step} was not saved within {limit.seconds:.0f} s"
                 self.own_end(flight, Failure.of(0, DeadlineError(text)))
             elif not given_up and self._verdicts.failed(attempt) is not None:
-                self._writer.cancel()
+                self.writer.cancel()
                 given_up = True
         if flight.failure is None and flight.unseen:
-            self._await_unseen(flight, limit)
+            self._await_unseen(flight)
         if flight.failure is not None:
             # Its own failure may be that it gave up waiting.
             flight.failure = self._verdicts.failed(attempt) or flight.failure
@@ -121,20 +130,23 @@ class Settling:
         self._verdicts.pronounce(attempt, flight.failure)
         return flight.failure
 
-    def _await_unseen(self, flight: Flight, limit: Deadline) -> None:
+    def _await_unseen(self, flight: Flight) -> None:
         """Wait until the others say that they have written, or one that it has failed."""
-        attempt = flight.folder.attempt
+        attempt, limit = flight.folder.attempt, Deadline(flight.deadline.seconds)
         pauses = backoff()
-        while missing := self._verdicts.unvouched(attempt):
+        while len(told := self._verdicts.vouched(attempt)) < self._world_size - 1:
             flight.failure = self._verdicts.failed(attempt)
             if flight.failure is None and limit.passed:
-                names = ", ".join(map(str, missing))
-                text = f"rank(s) {names} did not save within {limit.seconds:.0f} s"
+                missing = [str(r) for r in range(1, self._world_size) if r not in told]
+                text = f"rank(s) {', '.join(missing)} did not save within {limit.seconds:.0f} s"
                 flight.failure = Failure.of(0, DeadlineError(text))
             if flight.failure is not None:
                 return
             time.sleep(next(pauses))
         self._verdicts.forget_vouched(attempt)
+        others = [rank for rank, division in told.items() if division != flight.division]
+        if others:
+            flight.failure = Failure.of(0, other_tensors(others))
 
     def _follow(self, flight: Flight) -> Failure | None:
         """Other ranks: end the own work, and hear from rank 0 what came of it all."""
@@ -151,4 +163,15 @@ class Settling:
                     f"rank 0, which did not say within {limit.seconds:.0f} s whether it was "
                     f"committed. Look at the log of rank 0 for the first error."
                 )
-        return self._verdicts.outcome(attempt)
+        outcome = self._verdicts.outcome(attempt)
+        if outcome is None:
+            self._drain(flight)
+        return outcome
+
+    def _drain(self, flight: Flight) -> None:
+        """Hear the end of this rank's own work, which rank 0 has seen already."""
+        limit = Deadline(_DRAIN)
+        while not flight.ended and not limit.passed:
+            ended, failure = self.writer.poll(limit.left)
+            if ended:
+                self.own_end(flight, failure)

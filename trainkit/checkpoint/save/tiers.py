@@ -5,20 +5,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from trainkit.checkpoint.format.catalog import step_folders
+from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.layout import MANIFEST, StepFolder, job_path
 from trainkit.checkpoint.save.commit import commit, create_once
+from trainkit.checkpoint.save.generation import refuse_overtaken
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.work import Put, carry_out, write_part
-from trainkit.errors import TrainkitError
+from trainkit.errors import EnvironmentFaultError, TrainkitError
 from trainkit.storage import LocalStorage, Storage
 from trainkit.waiting import Deadline
 
-__all__ = ["JOB", "LocalTier", "save_everywhere"]
+__all__ = ["LocalTier", "remove_folder", "save_everywhere"]
 
 log = logging.getLogger(__name__)
-
-JOB = "JOB.json"
-"""In a rank's own tier, beside its part: what it was to save, so that another process can."""
 
 _PATIENCE = 10.0
 """Seconds that rank 0 waits at least for the other ranks' files to be in the tier, before it goes
@@ -30,10 +29,11 @@ class LocalTier:
     """Where this run's checkpoints lie on this node."""
 
     folder: str
-    """Of all ranks, or of this rank alone."""
     shared: bool
     """Whether all ranks see the same folder: then it is a root of checkpoints like any other.
-    Else each rank keeps what it wrote, and what it was to do."""
+    Else there is, of each step, what this node's ranks wrote, and what they were to do."""
+    generation: int
+    """Of this run, as claimed from the root."""
 
     def storage(self) -> LocalStorage:
         """The folder."""
@@ -68,7 +68,7 @@ def save_everywhere(
     """
     if tier is not None:
         try:
-            _keep(tier, job, put, check)
+            _keep(storage, tier, job, put, check)
             kept()
         except (OSError, TrainkitError) as error:
             if not job.upload:
@@ -80,18 +80,53 @@ def save_everywhere(
         carry_out(storage, job, put, check)
 
 
-def _keep(tier: LocalTier, job: Job, put: Put, check: Callable[[], None]) -> None:
+def remove_folder(storage: Storage, folder: StepFolder) -> None:
+    """Remove a step folder of a tier; one that is removed by half is no checkpoint any more."""
+    storage.delete(f"{folder.name}/{MANIFEST}")
+    storage.delete(folder.name)
+
+
+def _keep(root: Storage, tier: LocalTier, job: Job, put: Put, check: Callable[[], None]) -> None:
     """Write to the tier, and commit there if all ranks do; tried once."""
     storage, once = tier.storage(), replace(job, attempts=1)
-    if job.leave is not None and (job.rank == 0 or not tier.shared):
-        for folder in step_folders(storage):
-            if folder.name not in (job.leave, job.folder.name):
-                storage.delete(folder.name)
+    _make_room(storage, tier, job)
     began = Deadline(job.timeout)
     write_part(storage, once, put)
     if not tier.shared:
-        create_once(storage, f"{job.folder.name}/{JOB}", json.dumps(job.to_json()).encode())
-    elif job.rank == 0:
+        path = f"{job.folder.name}/{job_path(job.rank)}"
+        create_once(storage, path, json.dumps(job.to_json()).encode())
+    if job.rank != 0:
+        return
+    if not job.upload:  # otherwise the root tells
+        refuse_overtaken(root, job.folder.generation)
+    if tier.shared and storage.size(f"{job.folder.name}/{MANIFEST}") is None:
         # Another rank whose tier has failed is on its way to the root, and does not come.
         limit = job.timeout if not job.upload else max(_PATIENCE, 3 * began.elapsed)
         commit(storage, once, Deadline(limit), check)
+
+
+def _make_room(storage: Storage, tier: LocalTier, job: Job) -> None:
+    """Remove what will not be needed once this step is there.
+
+    Raises:
+        EnvironmentFaultError: another run has taken over.
+    """
+    folders = catalog.step_folders(storage)
+    newer = [folder for folder in folders if folder.generation > tier.generation]
+    if newer:
+        raise EnvironmentFaultError(
+            f"another run saves to {storage.url}: it wrote {newer[0].name}, and this run has the "
+            f"older generation {tier.generation}"
+        )
+    if tier.shared and job.rank != 0:
+        return
+    stay = {job.folder.name, job.leave}
+    if job.leave is None and tier.shared:
+        stay.update(folder.name for folder in catalog.committed(storage)[:1])
+    elif job.leave is None:
+        # Which of them the other nodes have, too, is not known here: one of the newest two.
+        mine = (f for f in folders if storage.size(f"{f.name}/{job_path(job.rank)}") is not None)
+        stay.update(folder.name for folder, _ in zip(mine, range(2), strict=False))
+    for folder in folders:
+        if folder.name not in stay:
+            remove_folder(storage, folder)

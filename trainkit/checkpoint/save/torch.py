@@ -1,37 +1,47 @@
 """Copies of many of torch's tensors at a time."""
 
+import contextlib
 import logging
 
 import torch
 
 from trainkit.checkpoint.save.arena import Arena
 
-__all__ = ["copy_together", "has_gpu", "pin"]
+__all__ = ["copy_together", "current_gpu", "pin"]
 
 log = logging.getLogger(__name__)
 
 
-def has_gpu() -> bool:
-    """Whether this process uses a GPU."""
-    return bool(torch.cuda.is_initialized())
+_PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for every GPU."""
 
 
-def pin(arena: Arena) -> None:
+def current_gpu() -> int | None:
+    """The GPU of the calling thread; None where this process uses none."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+
+def pin(arena: Arena, gpu: int) -> None:
     """Let GPUs write to the arena directly; takes a while for each gigabyte, and once.
 
-    Where that fails (``ulimit -l``, say), copies go through memory of the driver's, as they do
-    without it: slower, and nothing else.
+    ``gpu`` is one that this process uses: each thread begins with the first, and to ask anything
+    of another one costs some of its memory. Where that fails (``ulimit -l``, say), copies go
+    through memory of the driver's, as they do without it: slower, and nothing else.
     """
     if arena.unpin is not None or arena.size == 0:
         return
     runtime = torch.cuda.cudart()
     address = torch.frombuffer(arena.memory, dtype=torch.uint8).data_ptr()
-    try:
-        torch.cuda.check_error(runtime.cudaHostRegister(address, arena.size, 0))
-    except RuntimeError as error:
-        log.warning("checkpoints leave the GPU by a detour, since memory is not pinned: %s", error)
-        arena.unpin = lambda: None
-        return
+    with torch.cuda.device(gpu):
+        try:
+            torch.cuda.check_error(runtime.cudaHostRegister(address, arena.size, _PORTABLE))
+        except RuntimeError as error:
+            text = "checkpoints leave the GPU by a detour, since memory is not pinned: %s"
+            log.warning(text, error)
+            arena.unpin = lambda: None
+            with contextlib.suppress(RuntimeError):  # CUDA remembers the error until it is asked
+                torch.zeros(1, device="cuda")
+            return
     arena.unpin = lambda: runtime.cudaHostUnregister(address)
 
 
@@ -51,7 +61,7 @@ def copy_together(arena: Arena, tensors: list[tuple[int, torch.Tensor]]) -> None
         arena.places = layout, places
     gpus = {tensor.device for _, tensor in tensors if tensor.is_cuda}
     if gpus:
-        pin(arena)
+        pin(arena, torch.cuda.current_device())
     with torch.no_grad():
         # On the current streams, so after all that training has asked for.
         sources = [tensor for _, tensor in tensors]

@@ -57,14 +57,19 @@ class Verdicts:
         told = self._store.get(f"{attempt}/outcome")
         return _unpacked(told) if told else None
 
-    def vouch(self, attempt: int) -> None:
-        """Tell rank 0 that this rank has done all, where rank 0 cannot see that in the storage."""
-        self._store.set(f"{attempt}/done/{self._rank}", b"1")
+    def vouch(self, attempt: int, division: str) -> None:
+        """Tell rank 0 that this rank has done all, where rank 0 cannot see that in the storage.
 
-    def unvouched(self, attempt: int) -> list[int]:
-        """Rank 0: the ranks that have not done so."""
-        others = range(1, self._world_size)
-        return [r for r in others if self._store.get(f"{attempt}/done/{r}") is None]
+        Args:
+            attempt: to save.
+            division: checksum of how tensors were divided; the same on all ranks.
+        """
+        self._store.set(f"{attempt}/done/{self._rank}", division.encode())
+
+    def vouched(self, attempt: int) -> dict[int, str]:
+        """Rank 0: the divisions of the other ranks that have done all."""
+        told = {r: self._store.get(f"{attempt}/done/{r}") for r in range(1, self._world_size)}
+        return {rank: data.decode() for rank, data in told.items() if data is not None}
 
     def forget_vouched(self, attempt: int) -> None:
         """Rank 0: remove what they told, once all have."""

@@ -14,7 +14,7 @@ from trainkit.errors import InputMissingError, TrainkitError
 from trainkit.storage import Likeness, Storage
 from trainkit.waiting import Deadline
 
-__all__ = ["Put", "carry_out", "put_views", "take_up", "write_part"]
+__all__ = ["Put", "carry_out", "patiently", "put_views", "take_up", "write_part"]
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,19 @@ def carry_out(storage: Storage, job: Job, put: Put, check: Callable[[], None]) -
     """
     deadline = Deadline(job.timeout)
     write_part(storage, job, put)
-    if job.rank == 0 and not _patiently(job, lambda: _has(storage, job, MANIFEST)):
-        _patiently(job, lambda: commit(storage, job, deadline, check))
+    if job.rank == 0 and not patiently(job, lambda: _has(storage, job, MANIFEST)):
+        patiently(job, lambda: commit(storage, job, deadline, check))
 
 
 def write_part(storage: Storage, job: Job, put: Put) -> None:
     """Write this rank's files and then its part, if that is not there yet."""
     path = f"{job.folder.name}/{part_path(job.rank)}"
-    if _patiently(job, lambda: _has(storage, job, part_path(job.rank))):
+    if patiently(job, lambda: _has(storage, job, part_path(job.rank))):
         return
-    files = _patiently(job, lambda: put(storage))
+    files = patiently(job, lambda: put(storage))
     part = Part(job.rank, files, job.entries, job.division).to_bytes()
-    _patiently(job, lambda: storage.make_folder(path.rpartition("/")[0]))
-    _patiently(job, lambda: create_once(storage, path, part))
+    patiently(job, lambda: storage.make_folder(path.rpartition("/")[0]))
+    patiently(job, lambda: create_once(storage, path, part))
 
 
 def put_views(
@@ -104,7 +104,7 @@ def _has(storage: Storage, job: Job, path: str) -> bool:
     return storage.size(f"{job.folder.name}/{path}") is not None
 
 
-def _patiently(job: Job, action: Callable[[], T]) -> T:
+def patiently(job: Job, action: Callable[[], T]) -> T:
     """Try again after I/O errors, which may pass: a share that is away, a quota, a full disk."""
     for number in range(job.attempts - 1):
         try:

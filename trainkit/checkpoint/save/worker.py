@@ -101,8 +101,9 @@ class _Worker:
             self._storage = open_storage(self._url)
         storage, tier, began = self._storage, self._tier, time.monotonic()
         if again:
-            for begun in (storage, *(() if tier is None else (tier.storage(),))):
-                take_up(begun, job, list(files))
+            begun = [storage] if job.upload else []
+            for place in (*begun, *(() if tier is None else (tier.storage(),))):
+                take_up(place, job, list(files))
         with memoryview(self._memory or b"") as memory:
             views = {path: memory[begin : begin + size] for path, (begin, size) in files.items()}
 

@@ -156,9 +156,15 @@ class Background:
         if self._has_room(size):
             self._process.arena.reserve(size)
         self._process.start()
+        gpu = None
+        if loaded("torch"):
+            from trainkit.checkpoint.save.torch import current_gpu
+
+            gpu = current_gpu()
         # Seconds for tens of gigabytes, which training need not wait for.
-        self._preparing = threading.Thread(target=self._prepare, name="trainkit-arena")
-        self._preparing.start()
+        prepare = threading.Thread(target=self._prepare, args=(gpu,), name="trainkit-arena")
+        self._preparing = prepare
+        prepare.start()
 
     def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
         """See ``Writer.submit``."""
@@ -186,14 +192,13 @@ class Background:
         self._await_arena()
         self._process.close()
 
-    def _prepare(self) -> None:
+    def _prepare(self, gpu: int | None) -> None:
         try:
             self._process.arena.populate()
-            if loaded("torch"):
-                from trainkit.checkpoint.save.torch import has_gpu, pin
+            if gpu is not None:
+                from trainkit.checkpoint.save.torch import pin
 
-                if has_gpu():
-                    pin(self._process.arena)
+                pin(self._process.arena, gpu)
         except (OSError, ValueError, RuntimeError) as error:  # the save itself will find it
             log.debug("the memory of saves could not be prepared: %s", error)
 
