@@ -4,10 +4,11 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 
 import pytest
 
-from trainkit.storage import LocalStorage
+from trainkit.storage import LocalStorage, disk
 from trainkit.storage.disk import write_files
 
 MIB = 1 << 20
@@ -60,6 +61,22 @@ def test_where_the_page_cache_cannot_be_avoided(tmp_path, monkeypatch, refusal):
     data = filled(9 * MIB + 1)
     write_files({tmp_path / "a": data})
     assert refused
+    assert (tmp_path / "a").read_bytes() == data
+
+
+def test_requests_that_are_refused_at_the_same_time(tmp_path, monkeypatch):
+    """The first to hear of it goes on through the page cache, and so do those beside it."""
+    real_write, together = os.pwrite, threading.Barrier(2)
+
+    def write(descriptor, data, offset):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            together.wait(60)  # neither has taken the flag away yet
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    data = filled(2 * disk._SLICE)
+    write_files({tmp_path / "a": data})
     assert (tmp_path / "a").read_bytes() == data
 
 

@@ -137,22 +137,25 @@ class _NewFile:
             raise self._named(error) from error
 
     def _write(self, begin: int, end: int) -> None:
+        direct = self.direct
         while begin < end:
             try:
                 begin += os.pwrite(self.descriptor, self.data[begin:end], begin)
             except OSError as error:
                 # A file system that took the flag and wants other boundaries than blocks of
-                # 4 KiB, also after a request that it has done by half.
-                if error.errno != errno.EINVAL or not self._leave_direct():
+                # 4 KiB, also after a request that it has done by half. Requests beside this one
+                # may have met it first, and taken the flag away.
+                if error.errno != errno.EINVAL or not direct:
                     raise self._named(error) from error
+                direct = False
+                self._leave_direct()
 
     def _named(self, error: OSError) -> OSError:
         return OSError(error.errno, error.strerror, str(self.path))
 
-    def _leave_direct(self) -> bool:
+    def _leave_direct(self) -> None:
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-        return bool(flags & os.O_DIRECT)
 
 
 def _open_new(path: Path) -> int:

@@ -10,7 +10,7 @@ from trainkit.checkpoint.admin.cleaning import find_leftovers, remove_leftover
 from trainkit.checkpoint.format import pins
 from trainkit.cli import main
 from trainkit.errors import InputMissingError, NoPermissionError
-from trainkit.storage import LocalStorage, Upload, open_storage
+from trainkit.storage import LocalStorage, ObjectStorage, Upload
 
 HOUR = 3600.0
 TEMPORARY = ".MANIFEST.json.0123456789abcdef0123456789abcdef.tmp"
@@ -131,7 +131,7 @@ def cut_off_upload(storage, path):
 
 
 def test_uploads_that_were_cut_off_are_aborted_when_they_are_old(s3, capsys):
-    storage = open_storage(s3)
+    storage = ObjectStorage(s3)
     storage.create(".generations/0000000001", b"{}")
     large = "step-0000000007.g01-0000/model/model.safetensors"
     cut_off_upload(storage, large)
