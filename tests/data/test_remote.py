@@ -61,7 +61,7 @@ def test_other_stores_are_read_through_fsspec(memory, tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     # fsspec keeps the class of a file system that any earlier test has opened.
-    monkeypatch.delitem(fsspec.registry._registry, "gs", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "gs", raising=False)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(DependencyError, match=r'pip install "trainkit\[gcs\]"'):
         read("gs://bucket/data")
