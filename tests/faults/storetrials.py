@@ -263,9 +263,13 @@ class Trial:
 
 
 def later(script, shift):
-    """The same script, whose faults let so many more requests pass first."""
+    """The same script, whose faults let so many more requests pass first.
+
+    What must fail may then be done before its faults begin.
+    """
     faults = [dataclasses.replace(fault, first=fault.first + shift) for fault in script.faults]
-    return dataclasses.replace(script, faults=tuple(faults))
+    works = None if shift and script.works is False else script.works
+    return dataclasses.replace(script, faults=tuple(faults), works=works)
 
 
 def play(share, variables, bucket, how, scripts, modes, *, broken=None, read_timeout=2.0,
