@@ -10,21 +10,38 @@ from tests.faults.storeproxy import Proxy
 from trainkit.checkpoint import CheckpointManager
 from trainkit.checkpoint.admin.cleaning import find_leftovers
 from trainkit.config import set_environ
-from trainkit.storage import open_storage
+from trainkit.storage import obstore, open_storage
 
 PATIENT = dataclasses.replace(QUICK, lease=60.0, renewal=20.0, attempts=2, pause=0.05)
 
 
 @contextlib.contextmanager
-def client(variables, upstream, read_timeout=2.0):
-    """A proxy, and clients of this process that go through it; short limits and small parts."""
+def client(variables, upstream, read_timeout=2.0, library="fsspec"):
+    """A proxy, and clients of this process that go through it; short limits and small parts.
+
+    Args:
+        variables: that a client of the real server needs.
+        upstream: URL of that.
+        read_timeout: seconds after which a request is given up.
+        library: "auto" for obstore, behind which s3fs stands in; "fsspec" for s3fs alone.
+    """
     import fsspec
     import s3fs
+
+    real_options = obstore.client_options
+
+    def short_options(bucket, variables):
+        options = real_options(bucket, variables)
+        options["client_options"] |= {"timeout": f"{read_timeout}s", "connect_timeout": "5s"}
+        options["retry_config"] = {"max_retries": 1}
+        return options
 
     pipe_file = s3fs.S3FileSystem._pipe_file
     kept = s3fs.S3FileSystem.retries, pipe_file.__defaults__
     with Proxy(upstream) as proxy:
-        set_environ({**variables, "AWS_ENDPOINT_URL": proxy.url})
+        place = {"AWS_ENDPOINT_URL": proxy.url, "TRAINKIT_OBJECT_STORE": library}
+        set_environ({**variables, **place})
+        obstore.client_options = short_options
         s3fs.S3FileSystem.retries = 2
         # From two parts of 5 MiB on, the least that a server takes, where it is 50 MiB otherwise.
         pipe_file.__defaults__ = (5 << 20, *kept[1][1:])
@@ -40,6 +57,7 @@ def client(variables, upstream, read_timeout=2.0):
         try:
             yield proxy
         finally:
+            obstore.client_options = real_options
             s3fs.S3FileSystem.retries, pipe_file.__defaults__ = kept
             del fsspec.config.conf["s3"]
             s3fs.S3FileSystem.clear_instance_cache()

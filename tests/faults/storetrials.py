@@ -273,7 +273,7 @@ def later(script, shift):
 
 
 def play(share, variables, bucket, how, scripts, modes, *, broken=None, read_timeout=2.0,
-         shift=0, **options):  # fmt: skip
+         library="fsspec", shift=0, **options):  # fmt: skip
     """Play all scripts, in each mode of saving; several at a time.
 
     Args:
@@ -285,13 +285,18 @@ def play(share, variables, bucket, how, scripts, modes, *, broken=None, read_tim
         modes: of saving.
         broken: a storage in place of the real one.
         read_timeout: seconds after which a client gives a request up.
+        library: of the client, as `client` has it.
         shift: how many more requests pass before faults; what meets none then is not counted.
         **options: of each trial.
     """
     report = Report()
     lock = threading.Lock()
     upstream = variables["AWS_ENDPOINT_URL"]
-    with client(variables, upstream, read_timeout) as proxy, writers_here(), storage_is(broken):
+    with (
+        client(variables, upstream, read_timeout, library) as proxy,
+        writers_here(),
+        storage_is(broken),
+    ):
 
         def one(item):
             script, mode = item

@@ -79,7 +79,10 @@ class ObstoreStorage:
                 obstore.put(self._store, self._key(path), view, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 # Or the answer to this request was lost, and it was sent again.
-                found = self._fetch(path) if self.size(path) == len(view) else None
+                size = self.size(path)
+                if size is None:  # refused for another reason, which fsspec explains
+                    raise
+                found = self._fetch(path) if size == len(view) else None
                 if found != view:
                     raise FileExistsError(
                         errno.EEXIST, "object exists", self._named(path)
