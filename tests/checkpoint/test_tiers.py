@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -586,3 +587,200 @@ def test_a_writer_that_dies_after_the_tier_has_it(places):
     manager.wait()
     assert (manager.last_saved_step, manager.last_local_step) == (2, 2)
     manager.close()
+
+
+def in_the_way(manager, step, attempt):
+    """Make the tier fail for one attempt to save; permissions do not stop root."""
+    name = f"step-{step:010d}.g{manager._root.hold.generation:02d}-{attempt:04x}"
+    (Path(manager._root.tier.folder) / name).write_text("")
+
+
+def test_an_older_step_of_the_tier_is_not_put_over_a_newer_one(places):
+    options = replace(FOREGROUND, upload_every=3)
+    it = state()
+    manager = CheckpointManager(places[0], it, keep=1, local_tier=places[1], options=options)
+    for step in (1, 2, 3):
+        fill(it, step)
+        manager.save(step)
+    in_the_way(manager, 4, 3)
+    fill(it, 4)
+    manager.save(4)  # the root's turn
+    assert (manager.last_saved_step, manager.last_local_step) == (4, 3)
+    manager.close()
+    assert steps(places[0]) == [4]
+    back = state()
+    with contextlib.closing(CheckpointManager(places[0], back, options=OPTIONS)) as reader:
+        assert reader.restore_latest() == 4
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_ranks_close_together_though_one_tier_has_failed(on_ranks, places, nodes):
+    def rank(communicator):
+        it = {"weights": np.zeros(1000)}
+        manager = CheckpointManager(
+            places[0],
+            it,
+            communicator=communicator,
+            local_tier=places[1] / f"node{communicator.rank * nodes // 3}",
+            options=replace(FOREGROUND, upload_every=2, timeout=20.0),
+        )
+        for step in (1, 2):
+            manager.save(step)
+        if communicator.rank == 1 and nodes == 3:
+            in_the_way(manager, 3, 2)
+        manager.save(3)
+        manager.close()
+        return manager.last_saved_step
+
+    assert on_ranks(3, rank) == [3] * 3
+
+
+def test_a_rank_that_closes_late_hears_of_both_saves(on_ranks, places):
+    """The last save is the tier's; rank 0 copies it, and must not forget the word on it."""
+    late = threading.Event()
+
+    def rank(communicator):
+        manager = CheckpointManager(
+            places[0],
+            {"weights": np.zeros(1000)},
+            communicator=communicator,
+            local_tier=places[1],
+            options=replace(OPTIONS, upload_every=LOCAL_ONLY, timeout=20.0),
+        )
+        manager.save(1, blocking=True)
+        manager.save(2)
+        if communicator.rank == 1:
+            assert late.wait(60)
+            # As long as rank 0 needs to be through with it, were it not to wait.
+            late.clear()
+            late.wait(2.0)
+        else:
+            late.set()
+        manager.close()
+        return 2 in steps(places[0])
+
+    assert on_ranks(2, rank) == [True] * 2
+
+
+def test_an_error_that_passes_costs_no_step(on_ranks, places, monkeypatch):
+    on_nodes(on_ranks, places, 4, save_three, upload_every=LOCAL_ONLY)
+    real, failed = LocalStorage.read_into, []
+
+    def flaky(self, path, buffer, offset=0):
+        if "near" in self.url and "step-0000000003" in path and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(self, path, buffer, offset)
+
+    monkeypatch.setattr(LocalStorage, "read_into", flaky)
+    assert on_nodes(on_ranks, places, 4, restore, attempts=3) == [3] * 4
+    assert failed
+
+
+def test_what_cannot_be_read_now_is_not_thrown_away(on_ranks, places, monkeypatch):
+    on_nodes(on_ranks, places, 4, save_three, upload_every=LOCAL_ONLY)
+    real = LocalStorage.read_into
+
+    def broken(self, path, buffer, offset=0):
+        if "near" in self.url and "step-0000000003" in path:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(self, path, buffer, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "read_into", broken)
+        assert on_nodes(on_ranks, places, 4, restore) == [2] * 4
+    assert all(list((places[1] / f"node{n}").glob("run-*/step-*3.g*")) for n in range(4))
+
+
+def test_a_tier_whose_disk_is_full_is_still_read(places, monkeypatch):
+    process = saving(places, LOCAL_ONLY)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    assert steps(places[0]) == [1, 3] or steps(places[0]) == [1]
+    real = LocalStorage.create
+
+    def full(self, path, data):
+        if "near" in self.url and len(data):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        real(self, path, data)
+
+    monkeypatch.setattr(LocalStorage, "create", full)
+    with contextlib.closing(
+        CheckpointManager(places[0], state(), local_tier=places[1], options=FOREGROUND)
+    ) as manager:
+        assert manager.restore_latest() == 3
+
+
+@pytest.fixture
+def only_near(places):
+    """Step 3 is in the tier alone."""
+    process = saving(places, LOCAL_ONLY)
+    while process.stdout.readline().strip() != b"3":
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+    process.stdout.close()
+    return places
+
+
+def test_large_files_are_copied_bit_by_bit(only_near, monkeypatch):
+    monkeypatch.setattr("trainkit.checkpoint.copier._BATCH", 1000)
+    with contextlib.closing(
+        CheckpointManager(only_near[0], state(), local_tier=only_near[1], options=OPTIONS)
+    ) as manager:
+        assert manager.restore_latest() == 3
+        manager.wait()
+        assert manager.last_saved_step == 3
+    it = state()
+    with contextlib.closing(CheckpointManager(only_near[0], it, options=OPTIONS)) as reader:
+        assert reader.restore_latest() == 3
+        assert (it["weights"] == 3).all()
+
+
+@pytest.fixture
+def held_up(monkeypatch):
+    """Copies wait before they write to the root, until they are let go."""
+    go, begun, real = threading.Event(), threading.Event(), LocalStorage.write_all
+
+    def write_all(self, files, alike=None):
+        if threading.current_thread().name == "trainkit-copier":
+            begun.set()
+            assert go.wait(60)
+        real(self, files, alike)
+
+    monkeypatch.setattr(LocalStorage, "write_all", write_all)
+    yield go, begun
+    go.set()
+
+
+def test_a_newer_save_takes_the_place_of_a_copy(only_near, held_up, monkeypatch):
+    go, begun = held_up
+    monkeypatch.setattr("trainkit.checkpoint.copier._PATIENCE", 0.1)
+    it = state()
+    manager = CheckpointManager(only_near[0], it, local_tier=only_near[1], options=OPTIONS)
+    assert manager.restore_latest() == 3
+    assert begun.wait(60)
+    fill(it, 4)
+    threading.Timer(0.5, go.set).start()
+    manager.save(4, blocking=True)
+    manager.close()
+    assert steps(only_near[0]) == [1, 4]
+
+
+def test_a_copy_that_was_given_up_commits_nothing(only_near, held_up, monkeypatch, caplog):
+    go, begun = held_up
+    monkeypatch.setattr("trainkit.checkpoint.copier._PATIENCE", 0.1)
+    monkeypatch.setattr("trainkit.checkpoint.save.settling._MARGIN", 0.3)
+    options = replace(OPTIONS, timeout=0.5)
+    manager = CheckpointManager(only_near[0], state(), local_tier=only_near[1], options=options)
+    assert manager.restore_latest() == 3
+    assert begun.wait(60)
+    manager.wait()  # a warning, and no error: the step is where it was
+    assert "step 3 is still in the local tier alone" in caplog.text
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name == "trainkit-copier":
+            thread.join(60)
+    assert steps(only_near[0]) == [1]
+    assert 3 in steps(only_near[1])
+    manager._root.leave()

@@ -9,7 +9,7 @@ from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
-from trainkit.checkpoint.load.reader import read_verified
+from trainkit.checkpoint.load.reader import read_verified, verified_chunks
 from trainkit.checkpoint.save.commit import create_once
 from trainkit.checkpoint.save.files import FileImage
 from trainkit.checkpoint.save.generation import refuse_overtaken
@@ -24,7 +24,10 @@ __all__ = ["Copier", "copy_files"]
 log = logging.getLogger(__name__)
 
 _BATCH = 256 << 20
-"""Bytes that are in memory at a time, or one file if that is larger."""
+"""Bytes that are in memory at a time."""
+
+_PATIENCE = 5.0
+"""Seconds that a copy is given to notice that nobody wants it any more."""
 
 
 def copy_files(
@@ -52,16 +55,18 @@ def copy_files(
         OSError: a storage failed at each attempt.
     """
     for batch in _batches(files):
-        check()
-        data = {path: read_verified(source, f"{before}/{path}", files[path]) for path in batch}
-        tried = False
+        again = iter((False,))
 
-        def put(data: Mapping[str, memoryview] = data) -> None:
-            nonlocal tried
-            if tried:  # what the attempt before has left
-                for path in data:
+        def put(batch: list[str] = batch, again: Iterator[bool] = again) -> None:
+            check()
+            if next(again, True):  # what the attempt before has left
+                for path in batch:
                     target.delete(f"{after}/{path}")
-            tried = True
+            if files[batch[0]].size > _BATCH:  # one by itself, which memory may not hold
+                chunks = verified_chunks(source, f"{before}/{batch[0]}", files[batch[0]])
+                target.write(f"{after}/{batch[0]}", chunks)
+                return
+            data = {path: read_verified(source, f"{before}/{path}", files[path]) for path in batch}
             target.write_all({f"{after}/{path}": view for path, view in data.items()})
 
         patiently(job, put)
@@ -91,7 +96,8 @@ class Copier:
         self.seconds = 0.0
         self._thread: threading.Thread | None = None
         if job.rank == 0:
-            self._thread = threading.Thread(target=self._work, name="trainkit-copier")
+            # Who ends without closing waits for a while, as for any save, and not for ever.
+            self._thread = threading.Thread(target=self._work, name="trainkit-copier", daemon=True)
             self._thread.start()
 
     def warm(self, size: int) -> None:
@@ -110,14 +116,14 @@ class Copier:
         return True, self._failure
 
     def cancel(self) -> None:
-        """See ``Writer.cancel``."""
+        """See ``Writer.cancel``; waits for a moment, so that what is left can be removed."""
         self._given_up.set()
+        if self._thread is not None:
+            self._thread.join(_PATIENCE)
 
     def close(self) -> None:
         """See ``Writer.close``."""
-        self._given_up.set()
-        if self._thread is not None:
-            self._thread.join()
+        self.cancel()
 
     def _work(self) -> None:
         try:
@@ -134,6 +140,7 @@ class Copier:
             self._near, self._source.name, root, target.name, manifest.files, job, self._check
         )
         refuse_overtaken(root, target.generation)
+        self._check()
         mine = replace(manifest, generation=target.generation, attempt=target.attempt)
         path, data = f"{target.name}/{MANIFEST}", mine.to_bytes()
         patiently(job, lambda: create_once(root, path, data))

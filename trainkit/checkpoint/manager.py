@@ -224,6 +224,7 @@ class CheckpointManager:
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         together = self._communicator.world_size > 1
         try:
+            self._saver.drop_copy()
             self._saver.settle()
             if upload is None:
                 upload = self._saver.next_upload()
@@ -282,6 +283,8 @@ class CheckpointManager:
 
     def _settle_whatever(self) -> None:
         """Let no failure of an earlier save stand in the way of the last one."""
+        if self._saver is not None:
+            self._saver.drop_copy()
         try:
             self.wait()
         except DeadlineError:

@@ -19,6 +19,7 @@ from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.tiers import clear_tier, open_tier, upload_leftover
 from trainkit.coordination import Communicator, PrefixedStore
+from trainkit.errors import DeadlineError
 from trainkit.storage import Storage
 
 __all__ = ["OpenRoot"]
@@ -118,16 +119,26 @@ class OpenRoot:
         tier, saver = self.tier, self.saver
         if tier is None or saver is None:
             return
-        if saver.kept is not None and saver.kept != saver.committed:
+        # Rank 0's word, since another rank's tier may have failed; and all have settled by then. A
+        # rank that ended by an error does not come: no long wait where only space is at stake.
+        own, options = (saver.kept, saver.committed), self.options
+        timeout = options.timeout if _is_only_near(*own) else options.exit_timeout
+        try:
+            kept, committed = self.communicator.all_gather_object(own, timeout=timeout)[0]
+        except DeadlineError as error:
+            log.warning("the local tier is left as it is: %s", error)
+            return
+        if kept is not None and _is_only_near(kept, committed):
             if tier.shared:
-                saver.begin_copy(saver.kept)
+                saver.begin_copy(kept)
                 saver.settle()
                 saver.tidy()
+                done = saver.committed is not None and saver.committed.step == kept.step
             else:
-                self._upload_leftover()
-        if saver.committed is None and saver.kept is None:  # of what may be there nothing is known
-            return
-        if self.communicator.rank == 0 or not tier.shared:
+                done = self._upload_leftover()
+        else:  # of what runs before this one have left nothing is known
+            done = committed is not None
+        if done and (self.communicator.rank == 0 or not tier.shared):
             clear_tier(tier)
 
     def leave(self) -> None:
@@ -137,11 +148,12 @@ class OpenRoot:
         if self.hold is not None:
             self.hold.release()
 
-    def _upload_leftover(self) -> None:
-        if self.saver is not None and self.tier is not None:
-            upload_leftover(
-                self.tier, self.storage, self.communicator, self.options, self.saver.name_next
-            )
+    def _upload_leftover(self) -> bool:
+        if self.saver is None or self.tier is None:
+            return False
+        return upload_leftover(
+            self.tier, self.storage, self.communicator, self.options, self.saver.name_next
+        )
 
     @property
     def _near(self) -> Storage | None:
@@ -158,3 +170,8 @@ class OpenRoot:
             marks=not self.options.read_only,
             near=self._near,
         )
+
+
+def _is_only_near(kept: StepFolder | None, committed: StepFolder | None) -> bool:
+    """Whether the local tier has something newer than the root."""
+    return kept is not None and (committed is None or kept.age > committed.age)

@@ -150,6 +150,7 @@ class Saver:
                 Or what is wrong with the state on this rank; ``settle`` raises it again, on
                 all ranks.
         """
+        self.drop_copy()
         self.settle()
         folder = self.name_next(step)
         unseen = not upload and self._tier is not None and not self._tier.shared
@@ -216,6 +217,12 @@ class Saver:
         self._flight = Flight(folder, Deadline(options.timeout), upload=True, unseen=False)
         self._settling = self._settle_by(copier)
 
+    def drop_copy(self) -> None:
+        """End a copy that is under way, since something newer is to be saved; on all ranks."""
+        if self._settling is not self._usual:
+            self._settling.writer.cancel()
+            self.settle()
+
     def look(self) -> bool:
         """Whether this rank's own work on the save has ended; never waits.
 
@@ -250,11 +257,16 @@ class Saver:
         flight = self._flight
         if flight is None:
             return
-        lead = self._communicator.rank == 0
+        lead, settling = self._communicator.rank == 0, self._settling
         try:
-            outcome = self._settling.end(flight)
+            outcome = settling.end(flight)
         finally:
-            self._flight = None
+            self._flight, self._settling = None, self._usual
+            if settling is not self._usual:
+                settling.writer.close()
+        if settling is not self._usual:
+            self._settle_copy(flight, outcome)
+            return
         self._upload_next = False
         if outcome is not None and not flight.upload:
             self._go_without(flight, outcome)
@@ -271,12 +283,12 @@ class Saver:
                 flight.failure.text,
                 flight.folder.step,
             )
-        kept, took = self._settling.writer.kept, self._settling.writer.seconds
+        kept, took = self._writer.kept, self._writer.seconds
         if kept is not None or not flight.upload:
             self.kept = self._leave = flight.folder
         if flight.upload:
             self.committed = flight.folder
-        if self._settling is self._usual and flight.ended:
+        if flight.ended:
             # Copying is part of it, and of what a foreground writer measures.
             copying = flight.stalled if self.background else 0.0
             self._pace.note(
@@ -287,6 +299,20 @@ class Saver:
             self._tell_people(flight)
             if flight.upload:
                 self._sweep()
+
+    def _settle_copy(self, flight: Flight, outcome: Failure | None) -> None:
+        """All ranks: a copy that came to nothing leaves all as it was."""
+        if outcome is None:
+            self.committed = flight.folder
+        if self._communicator.rank != 0:
+            return
+        if outcome is None:
+            self._tell_people(flight)
+            self._sweep()
+        else:
+            log.warning(
+                "step %d is still in the local tier alone: %s", flight.folder.step, outcome.text
+            )
 
     def _go_without(self, flight: Flight, outcome: Failure) -> None:
         """All ranks: the local tier failed on one of them, so the next save goes to the root."""

@@ -1,9 +1,12 @@
 """The local tier on all ranks together: opening it, and saving what only the nodes still have."""
 
+import contextlib
+import errno
 import json
 import logging
 import os
 import secrets
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +19,7 @@ from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import FileRecord, digest
 from trainkit.checkpoint.format.layout import MANIFEST, TIER, StepFolder, job_path, part_path
 from trainkit.checkpoint.format.manifest import Part
-from trainkit.checkpoint.load.reader import read_verified
+from trainkit.checkpoint.load.reader import verified_chunks
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.job import Job
@@ -81,12 +84,23 @@ def open_tier(
 
     def prepare(run: str) -> str:
         above = LocalStorage(path)
+        try:
+            mark(above, run)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # What a save that was cut off has left is the least of what can go.
+            _remove_cut_off(LocalTier(f"{above.url}/{run}", False, generation))
+            mark(above, run)
+        return f"{above.url}/{run}"
+
+    def mark(above: LocalStorage, run: str) -> None:
         above.make_folder(run)
         # The name says nothing to people, so a file does.
-        create_once(above, f"{run}/root", root.url.encode())
+        if above.size(f"{run}/root") is None:
+            create_once(above, f"{run}/root", root.url.encode())
         if rank == 0:
             above.create(f"{run}/{token}", b"")
-        return f"{above.url}/{run}"
 
     identity = on_all_ranks(communicator, identify, timeout=timeout).check()[0]
     # Jobs that share a node must not meet, nor this one and what was at the same URL before.
@@ -100,7 +114,8 @@ def open_tier(
     first = communicator.broadcast_object(first, timeout=timeout)
     seen = on_all_ranks(communicator, lambda: storage.size(first) is not None, timeout=timeout)
     if rank == 0:
-        storage.delete(first)
+        with contextlib.suppress(OSError, TrainkitError):
+            storage.delete(first)
     return LocalTier(folder, all(seen.check()), generation) if _works(seen) else None
 
 
@@ -110,7 +125,7 @@ def upload_leftover(
     communicator: Communicator,
     options: CheckpointOptions,
     name: Callable[[int], StepFolder],
-) -> None:
+) -> bool:
     """Save what only the nodes have, each some ranks' files of it; called by every rank.
 
     It is saved as the save that was cut off would have done, whatever the ranks are now, but
@@ -124,21 +139,25 @@ def upload_leftover(
         options: time limits.
         name: gives the folder of the next attempt to save a step.
 
+    Returns:
+        Whether a step was saved.
+
     Raises:
         OSError: the root cannot be read or written, on some rank.
         EnvironmentFaultError: another run has taken over the root.
     """
     timeout = options.timeout
 
-    def look() -> tuple[tuple[int, int], dict[StepFolder, _Held]]:
+    def look() -> tuple[tuple[int, int], dict[StepFolder, _Held] | None]:
         committed = catalog.committed(root) if communicator.rank == 0 else []
         return committed[0].age if committed else (0, -1), _held(tier)
 
     looks = on_all_ranks(communicator, look, timeout=timeout).check()
-    newest = looks[0][0]
-    folders = {folder for _, held in looks for folder in held if folder.age > newest}
+    newest, seen = looks[0][0], [found or {} for _, found in looks]
+    done, sick = False, any(found is None for _, found in looks)
+    folders = {folder for held in seen for folder in held if folder.age > newest}
     for folder in sorted(folders, key=lambda folder: folder.age, reverse=True):
-        held = [found.get(folder, _NOTHING) for _, found in looks]
+        held = [found.get(folder, _NOTHING) for found in seen]
         missing = _missing(held)
         if missing:
             log.warning("step %d on the nodes is passed over: %s", folder.step, missing)
@@ -146,11 +165,18 @@ def upload_leftover(
         mine = _mine(held, communicator.rank)
         load = partial(_verified, tier, folder, mine)
         verified = on_all_ranks(communicator, load, timeout=timeout)
+        for number in range(options.attempts - 1):
+            if not verified.io_only:
+                break
+            time.sleep(options.pause * 2**number)
+            verified = on_all_ranks(communicator, load, timeout=timeout)
         if verified.failures:
+            # What could not be read now stays: it may be whole.
+            sick = sick or verified.failures[0].kind != CheckpointDamagedError.__name__
             reason = verified.failures[0].text
             log.warning("step %d on the nodes is passed over: %s", folder.step, reason)
             continue
-        (chief,) = (found for found in verified.check() if found is not None)
+        chief = next(found for found in verified.check() if found is not None)
         job = replace(
             Job.from_json(chief),
             folder=name(folder.step),
@@ -163,10 +189,12 @@ def upload_leftover(
         )
         if communicator.rank == 0:
             log.warning("step %d is only on the nodes; it goes to %s", folder.step, root.url)
-        if _upload(tier, folder, mine, root, communicator, job):
+        done = _upload(tier, folder, mine, root, communicator, job)
+        if done:
             break
-    if not tier.shared:  # the root has all that can still be had
+    if not tier.shared and not sick:  # the root has all that can still be had
         clear_tier(tier)
+    return done
 
 
 def clear_tier(tier: LocalTier) -> None:
@@ -201,6 +229,15 @@ def _identity(root: Storage) -> str:
     return root.read(TIER).decode("ascii", "replace")
 
 
+def _remove_cut_off(tier: LocalTier) -> None:
+    """Remove steps of which nobody's part is whole."""
+    storage = tier.storage()
+    for folder in catalog.step_folders(storage):
+        whole = storage.size(f"{folder.name}/{MANIFEST}") is not None
+        if not whole and not _jobs(storage, folder):
+            remove_folder(storage, folder)
+
+
 def _works(outcome: Outcome[Any]) -> bool:
     """Whether no rank's tier failed by an I/O error, such as that of a full disk."""
     if not outcome.io_only:
@@ -211,8 +248,8 @@ def _works(outcome: Outcome[Any]) -> bool:
     return False
 
 
-def _held(tier: LocalTier) -> dict[StepFolder, _Held]:
-    """Steps of which this node has whole parts of ranks, and whose."""
+def _held(tier: LocalTier) -> dict[StepFolder, _Held] | None:
+    """Steps of which this node has whole parts of ranks, and whose; None: it cannot be read."""
     storage = tier.storage()
     found: dict[StepFolder, _Held] = {}
     try:
@@ -224,6 +261,7 @@ def _held(tier: LocalTier) -> dict[StepFolder, _Held]:
                 found[folder] = _Held(jobs[0][0].world_size if jobs else 0, divisions)
     except (OSError, TrainkitError) as error:
         log.warning("the local tier %s cannot be read: %s", tier.folder, error)
+        return None
     return found
 
 
@@ -286,12 +324,15 @@ def _mine(held: list[_Held], rank: int) -> list[int]:
 def _verified(tier: LocalTier, folder: StepFolder, mine: list[int]) -> dict[str, object] | None:
     """Read all files of these ranks; what rank 0 was to do, if that is one of them."""
     storage, chief = tier.storage(), None
-    for job, part in _jobs(storage, folder):
-        if job.rank not in mine:
-            continue
+    jobs = {job.rank: (job, part) for job, part in _jobs(storage, folder)}
+    for rank in mine:
+        if rank not in jobs:
+            raise CheckpointDamagedError(f"{storage.url}/{folder.name} lacks rank {rank}'s part")
+        job, part = jobs[rank]
         for path, record in part.files.items():
-            read_verified(storage, f"{folder.name}/{path}", record)
-        if job.rank == 0:
+            for _ in verified_chunks(storage, f"{folder.name}/{path}", record):
+                pass
+        if rank == 0:
             chief = job.to_json()
     return chief
 

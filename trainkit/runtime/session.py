@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit import config
 from trainkit.coordination import StepAgreement
-from trainkit.errors import Preempted, TrainkitError, UsageError
+from trainkit.errors import DeadlineError, Preempted, TrainkitError, UsageError
 from trainkit.frameworks import frameworks_named_by
 from trainkit.lifecycle import RankMonitor
 from trainkit.runtime.context import Context
@@ -160,6 +160,8 @@ class Session:
         for manager in self._context.managers if self._context is not None else ():
             try:
                 action(manager)
+            except DeadlineError:  # of this rank alone: no other manager is to wait for it
+                raise
             except (Exception, TrainkitError) as error:  # the same on all ranks
                 failure = failure or error
         if failure is not None:

@@ -29,7 +29,7 @@ from trainkit.checkpoint.format.tensors import StoredTensor, parse
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 
-__all__ = ["StepReader", "read_verified"]
+__all__ = ["StepReader", "read_verified", "verified_chunks"]
 
 _THREADS = 4
 """That read one file: more than cores, since an object store answers late."""
@@ -127,6 +127,21 @@ class StepReader:
         return read_verified(self._storage, f"{self._folder.name}/{path}", record)
 
 
+def verified_chunks(storage: Storage, path: str, record: FileRecord) -> Iterator[memoryview]:
+    """The bytes of a file, one chunk after the other, each good until the next is asked for.
+
+    Raises:
+        CheckpointDamagedError: they are not those that were saved.
+        OSError: they cannot be read.
+    """
+    buffer = _memory(min(record.size, CHUNK_BYTES))
+    for number, checksum in enumerate(record.chunks):
+        begin = number * CHUNK_BYTES
+        chunk = buffer[: min(CHUNK_BYTES, record.size - begin)]
+        _fill(storage, path, chunk, begin, checksum)
+        yield chunk
+
+
 def read_verified(storage: Storage, path: str, record: FileRecord) -> memoryview:
     """Read a file whose bytes match its checksums, in several threads if it is large.
 
@@ -142,20 +157,24 @@ def read_verified(storage: Storage, path: str, record: FileRecord) -> memoryview
     def fill(number: int) -> None:
         begin = number * CHUNK_BYTES
         chunk = buffer[begin : begin + CHUNK_BYTES]
-        try:
-            _, whole = read_chunk(storage, path, chunk, begin, record.chunks[number])
-        except InputMissingError as error:
-            raise CheckpointDamagedError(f"{storage.url}/{path} is gone: {error}") from None
-        if not whole:
-            raise CheckpointDamagedError(
-                f"{storage.url}/{path}: bytes {begin} to {begin + len(chunk)} do not match their "
-                f"checksum"
-            )
+        _fill(storage, path, chunk, begin, record.chunks[number])
 
     with _mapper(min(len(record.chunks), _THREADS)) as each:
         for _ in each(fill, range(len(record.chunks))):
             pass
     return buffer
+
+
+def _fill(storage: Storage, path: str, chunk: memoryview, begin: int, checksum: str) -> None:
+    try:
+        _, whole = read_chunk(storage, path, chunk, begin, checksum)
+    except InputMissingError as error:
+        raise CheckpointDamagedError(f"{storage.url}/{path} is gone: {error}") from None
+    if not whole:
+        raise CheckpointDamagedError(
+            f"{storage.url}/{path}: bytes {begin} to {begin + len(chunk)} do not match their "
+            f"checksum"
+        )
 
 
 @contextlib.contextmanager

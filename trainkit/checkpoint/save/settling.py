@@ -17,6 +17,9 @@ __all__ = ["Flight", "Settling"]
 _LOOK = 0.05
 """Seconds between two looks at whether another rank's save has failed."""
 
+_SKEW = 30.0
+"""Seconds by which ranks may be apart where a save is settled long after it has begun."""
+
 _DRAIN = 10.0
 """Seconds that the last message of this rank's writer may take."""
 
@@ -132,7 +135,7 @@ class Settling:
 
     def _await_unseen(self, flight: Flight) -> None:
         """Wait until the others say that they have written, or one that it has failed."""
-        attempt, limit = flight.folder.attempt, Deadline(flight.deadline.seconds)
+        attempt, limit = flight.folder.attempt, Deadline(max(flight.deadline.left, _SKEW))
         pauses = backoff()
         while len(told := self._verdicts.vouched(attempt)) < self._world_size - 1:
             flight.failure = self._verdicts.failed(attempt)
