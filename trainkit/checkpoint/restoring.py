@@ -7,6 +7,7 @@ from typing import Any
 
 from trainkit.checkpoint.adapters.state import Restoration
 from trainkit.checkpoint.agreement import Outcome, on_all_ranks
+from trainkit.checkpoint.collecting import not_collecting
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.format.manifest import TornManifestError
@@ -102,7 +103,8 @@ class Restorer:
 
         def prepare() -> int:
             reader = StepReader(self._place(found), found.folder)
-            prepared.append(reader.prepare(self.state, rank, world_size))
+            with not_collecting():
+                prepared.append(reader.prepare(self.state, rank, world_size))
             return reader.manifest.world_size
 
         return on_all_ranks(self.communicator, prepare, timeout=self.timeout), prepared

@@ -1,5 +1,6 @@
 """Saves under way: handed to a writer on every rank, and settled by all of them together."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -8,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import trainkit
+from trainkit.checkpoint.collecting import not_collecting
 from trainkit.checkpoint.copier import Copier
 from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.layout import StepFolder
@@ -159,7 +161,8 @@ class Saver:
         self._warmed = True
         rank = self._communicator.rank
         try:
-            entries, images, flight.division = self._capture.take()
+            with not_collecting():
+                entries, images, flight.division = self._capture.take()
             job = Job(
                 folder=folder,
                 rank=rank,
@@ -175,7 +178,8 @@ class Saver:
                 like=self._alike(folder),
                 leave=None if self._leave is None else self._leave.name,
             )
-            self._writer.submit(job, images, lambda: self._settling.check_others(flight))
+            with not_collecting() if self.background else contextlib.nullcontext():
+                self._writer.submit(job, images, lambda: self._settling.check_others(flight))
         except (Exception, TrainkitError) as error:
             flight.error = error
             self._settling.own_end(flight, Failure.of(rank, error))
