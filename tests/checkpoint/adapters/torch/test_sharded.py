@@ -9,6 +9,8 @@ from trainkit.testing import run_ranks
 
 torch = pytest.importorskip("torch")
 
+from trainkit.checkpoint.adapters.torch import sharded  # noqa: E402
+
 PRELOAD = ("torch", "torch.distributed.fsdp")
 HERE = CheckpointOptions(background=False, timeout=60.0)
 SAMPLE = [(2, 3), (3, 2), (2, 0)]
@@ -179,6 +181,20 @@ def check(folder, saved, loaded, replicas=1):
 def test_on_another_number_of_ranks(tmp_path, tally, saved, loaded):
     check(tmp_path, saved, loaded)
     tally.passed(NAME, 1)
+
+
+@pytest.mark.world_size(2)
+def test_control(tmp_path, monkeypatch):
+    """Rows of a part in another order: the comparison finds them."""
+    results = run_ranks(saving_ranks, 2, str(tmp_path), 1, preload=PRELOAD)
+    assert restored_bare(str(tmp_path)) == results[0].value
+    real = sharded._whole
+
+    def confused(name, description, parts):
+        return real(name, description, [{**p, "tensor": p["tensor"].flip(0)} for p in parts])
+
+    monkeypatch.setattr(sharded, "_whole", confused)
+    assert restored_bare(str(tmp_path)) != results[0].value
 
 
 @pytest.mark.world_size(3)
