@@ -173,7 +173,7 @@ def test_what_only_looks_like_credentials_is_opened(url, s3_server, monkeypatch)
 
 
 ON_S3 = """
-import logging, os, sys, traceback
+import logging, os, sys, time, traceback
 logging.basicConfig(level=logging.WARNING)
 logging.getLogger("trainkit").setLevel(logging.DEBUG)
 import numpy as np
@@ -188,7 +188,11 @@ try:
         os.environ["AWS_ENDPOINT_URL"] = sys.argv[2]  # the writer's
     manager.save(1)
     for pid in descendants(os.getpid()):
-        print("writer", repr(open(f"/proc/{pid}/cmdline").read()))
+        end = time.monotonic() + 60
+        # Empty for a moment, while the kernel puts the new program in place.
+        while not (command := open(f"/proc/{pid}/cmdline").read()) and time.monotonic() < end:
+            time.sleep(0.001)
+        print("writer", repr(command))
     manager.wait()
     manager.restore_latest()
     print("restored")
