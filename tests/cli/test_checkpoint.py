@@ -26,18 +26,6 @@ def url(tmp_path):
     return str(tmp_path / "root")
 
 
-@pytest.fixture
-def call(capsys):
-    """Run a command in this process; gives its exit code, stdout and stderr."""
-
-    def _call(*argv):
-        code = main(["checkpoint", *map(str, argv)])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return _call
-
-
 def path_of(root, folder, name):
     from pathlib import Path
 

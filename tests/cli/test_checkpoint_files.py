@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 
 from trainkit.checkpoint import CheckpointManager
-from trainkit.cli import main
 
 xgboost = pytest.importorskip("xgboost", reason="needs xgboost-cpu: trainkit[xgboost-cpu]")
 
 PARAMS = {"max_depth": 2, "nthread": 1}
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a command in this process; gives its exit code, stdout and stderr."""
-
-    def _call(*argv):
-        code = main(["checkpoint", *map(str, argv)])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return _call
 
 
 @pytest.fixture

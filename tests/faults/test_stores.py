@@ -31,7 +31,7 @@ TABLES = {"save": SAVES, "restore": RESTORES, "open": OPENINGS, "tidy": TIDYINGS
 def server(tmp_path_factory):
     """A server of its own: these tests write some gigabytes."""
     folder = tmp_path_factory.mktemp("store")
-    yield from serving(folder, volumes=100)
+    yield from serving(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from trainkit.checkpoint.failure import Failure
@@ -11,13 +11,11 @@ from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
 from trainkit.checkpoint.load.reader import read_verified, verified_chunks
 from trainkit.checkpoint.save.commit import create_once
-from trainkit.checkpoint.save.files import FileImage
 from trainkit.checkpoint.save.generation import refuse_overtaken
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.work import patiently
 from trainkit.errors import RetryableError, TrainkitError
 from trainkit.storage import Storage
-from trainkit.waiting import Deadline
 
 __all__ = ["Copier", "copy_files"]
 
@@ -73,9 +71,7 @@ def copy_files(
 
 
 class Copier:
-    """A ``Writer`` of one job, which it has from the beginning: rank 0 copies, all others rest."""
-
-    kept: float | None = None
+    """``Work`` that begins at once: rank 0 copies, all others rest."""
 
     def __init__(self, near: Storage, source: StepFolder, root: Storage, job: Job) -> None:
         """Begin.
@@ -92,23 +88,14 @@ class Copier:
         self._job = job
         self._failure: Failure | None = None
         self._given_up = threading.Event()
-        self._clock = Deadline(0.0)
-        self.seconds = 0.0
         self._thread: threading.Thread | None = None
         if job.rank == 0:
             # Who ends without closing waits for a while, as for any save, and not for ever.
             self._thread = threading.Thread(target=self._work, name="trainkit-copier", daemon=True)
             self._thread.start()
 
-    def warm(self, size: int) -> None:
-        """See ``Writer.warm``: nothing to do."""
-
-    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
-        """See ``Writer.submit``: there is one job alone."""
-        raise AssertionError("a copier has its job")  # a bug of ours, not a fault
-
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:
-        """See ``Writer.poll``."""
+        """See ``Work.poll``."""
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -116,13 +103,13 @@ class Copier:
         return True, self._failure
 
     def cancel(self) -> None:
-        """See ``Writer.cancel``; waits for a moment, so that what is left can be removed."""
+        """See ``Work.cancel``; waits for a moment, so that what is left can be removed."""
         self._given_up.set()
         if self._thread is not None:
             self._thread.join(_PATIENCE)
 
     def close(self) -> None:
-        """See ``Writer.close``."""
+        """See ``Work.close``."""
         self.cancel()
 
     def _work(self) -> None:
@@ -131,7 +118,6 @@ class Copier:
         except (Exception, TrainkitError) as error:
             log.debug("a copy failed", exc_info=error)
             self._failure = Failure.of(self._job.rank, error)
-        self.seconds = self._clock.elapsed
 
     def _copy(self) -> None:
         root, job, target = self._root, self._job, self._job.folder

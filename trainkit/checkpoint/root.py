@@ -130,10 +130,11 @@ class OpenRoot:
             return
         if kept is not None and _is_only_near(kept, committed):
             if tier.shared:
+                before = saver.committed
                 saver.begin_copy(kept)
                 saver.settle()
                 saver.tidy()
-                done = saver.committed is not None and saver.committed.step == kept.step
+                done = saver.committed is not before  # otherwise it came to nothing
             else:
                 done = self._upload_leftover()
         else:  # of what runs before this one have left nothing is known

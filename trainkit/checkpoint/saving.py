@@ -17,7 +17,7 @@ from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.capture import Capture
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.pace import Pace, Plan
-from trainkit.checkpoint.save.retention import Retention, remove_step
+from trainkit.checkpoint.save.retention import Retention, discard_step
 from trainkit.checkpoint.save.settling import Flight, Settling
 from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.save.verdicts import Verdicts
@@ -94,7 +94,7 @@ class Saver:
             verdicts=Verdicts(store, communicator.rank, communicator.world_size),
             rank=communicator.rank,
             world_size=communicator.world_size,
-            discard=partial(_discard, storage),
+            discard=partial(discard_step, storage),
         )
         self._usual = self._settling = self._settle_by(self._writer)
         self._warmed = False
@@ -224,7 +224,7 @@ class Saver:
     def drop_copy(self) -> None:
         """End a copy that is under way, since something newer is to be saved; on all ranks."""
         if self._settling is not self._usual:
-            self._settling.writer.cancel()
+            self._settling.work.cancel()
             self.settle()
 
     def look(self) -> bool:
@@ -267,7 +267,7 @@ class Saver:
         finally:
             self._flight, self._settling = None, self._usual
             if settling is not self._usual:
-                settling.writer.close()
+                settling.work.close()
         if settling is not self._usual:
             self._settle_copy(flight, outcome)
             return
@@ -350,8 +350,8 @@ class Saver:
         flight = self._flight
         try:
             if flight is not None and not flight.ended:
-                writer = self._settling.writer
-                ended, failure = writer.poll(0.0)
+                work = self._settling.work
+                ended, failure = work.poll(0.0)
                 if not ended:
                     # A warning: a script without any set-up of logging shows nothing less.
                     log.warning(
@@ -361,14 +361,14 @@ class Saver:
                     )
                 limit = Deadline(seconds)
                 while not ended and not limit.passed:
-                    ended, failure = writer.poll(limit.left)
+                    ended, failure = work.poll(limit.left)
                 if not ended or failure is not None:
                     reason = failure.text if failure else f"not done within {seconds:.0f} s"
                     log.error("step %d was not saved: %s", flight.folder.step, reason)
         finally:
             self._flight = None
             self._warmed = True
-            self._settling.writer.close()
+            self._settling.work.close()
             self._writer.close()
             self.tidy()
 
@@ -414,11 +414,3 @@ class Saver:
             self._retention.apply()
         except (OSError, TrainkitError) as error:
             log.warning("old checkpoints could not be removed: %s", error)
-
-
-def _discard(storage: Storage, folder: StepFolder) -> None:
-    """Remove what a save that failed has written; it is no checkpoint in any case."""
-    try:
-        remove_step(storage, folder)
-    except (OSError, TrainkitError) as error:
-        log.warning("what is left of %s could not be removed: %s", folder.name, error)

@@ -23,7 +23,7 @@ from trainkit.checkpoint.load.reader import verified_chunks
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.job import Job
-from trainkit.checkpoint.save.retention import remove_step
+from trainkit.checkpoint.save.retention import discard_step
 from trainkit.checkpoint.save.tiers import LocalTier, remove_folder
 from trainkit.checkpoint.save.work import write_part
 from trainkit.coordination import Communicator
@@ -108,10 +108,9 @@ def open_tier(
     prepared = on_all_ranks(communicator, lambda: prepare(run), timeout=timeout)
     if not _works(prepared):
         return None
-    folder, first = prepared.check()[rank], f"{run}/{token}"
-    storage = LocalStorage(path)
+    folder, storage = prepared.check()[rank], LocalStorage(path)
     # Rank 0's token, whose name the others cannot know.
-    first = communicator.broadcast_object(first, timeout=timeout)
+    first = communicator.broadcast_object(f"{run}/{token}", timeout=timeout)
     seen = on_all_ranks(communicator, lambda: storage.size(first) is not None, timeout=timeout)
     if rank == 0:
         with contextlib.suppress(OSError, TrainkitError):
@@ -371,16 +370,9 @@ def _upload(
     if not written.failures:
         return True
     if communicator.rank == 0:
-        _discard(root, job.folder)
+        discard_step(root, job.folder)
     kinds = {error.__name__ for error in _SETTLED_BY_ANOTHER_SAVE}
     if any(failure.kind not in kinds for failure in written.failures):
         written.check()
     log.warning("step %d on the nodes is passed over: %s", folder.step, written.failures[0].text)
     return False
-
-
-def _discard(root: Storage, folder: StepFolder) -> None:
-    try:
-        remove_step(root, folder)
-    except (OSError, TrainkitError) as error:
-        log.warning("what is left of %s could not be removed: %s", folder.name, error)

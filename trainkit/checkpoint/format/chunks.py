@@ -3,9 +3,10 @@
 import logging
 
 from trainkit.checkpoint.format.checksums import digest
+from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 
-__all__ = ["read_chunk"]
+__all__ = ["fill_chunk", "read_chunk"]
 
 log = logging.getLogger(__name__)
 
@@ -40,3 +41,21 @@ def read_chunk(
             begin + len(chunk),
         )
     return count, whole
+
+
+def fill_chunk(storage: Storage, path: str, chunk: memoryview, begin: int, checksum: str) -> None:
+    """Fill ``chunk`` with bytes that are those that were saved.
+
+    Raises:
+        CheckpointDamagedError: they are not, or the file is gone; the message names the place.
+        OSError: it cannot be read.
+    """
+    try:
+        _, whole = read_chunk(storage, path, chunk, begin, checksum)
+    except InputMissingError as error:
+        raise CheckpointDamagedError(f"{storage.url}/{path} is gone: {error}") from None
+    if not whole:
+        raise CheckpointDamagedError(
+            f"{storage.url}/{path}: bytes {begin} to {begin + len(chunk)} do not match their "
+            f"checksum"
+        )

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
-from trainkit.checkpoint.format.chunks import read_chunk
-from trainkit.errors import CheckpointDamagedError, InputMissingError
+from trainkit.checkpoint.format.chunks import fill_chunk
+from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Storage
 
 __all__ = ["RangeReader"]
@@ -91,15 +91,7 @@ class RangeReader:
             chunk[:] = self._last[2]
             return
         begin = number * CHUNK_BYTES
-        try:
-            _, whole = read_chunk(self._storage, f"{self._folder}/{path}", chunk, begin, checksum)
-        except InputMissingError as error:
-            raise CheckpointDamagedError(f"{self._named(path)} is gone: {error}") from None
-        if not whole:
-            raise CheckpointDamagedError(
-                f"{self._named(path)}: bytes {begin} to {begin + len(chunk)} do not match their "
-                f"checksum"
-            )
+        fill_chunk(self._storage, f"{self._folder}/{path}", chunk, begin, checksum)
 
     def _named(self, path: str) -> str:
         return f"{self._storage.url}/{self._folder}/{path}"

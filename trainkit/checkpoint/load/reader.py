@@ -17,7 +17,7 @@ from trainkit.checkpoint.adapters.state import Restoration, parts_of_all
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
-from trainkit.checkpoint.format.chunks import read_chunk
+from trainkit.checkpoint.format.chunks import fill_chunk
 from trainkit.checkpoint.format.layout import (
     StepFolder,
     rank_state_path,
@@ -26,7 +26,7 @@ from trainkit.checkpoint.format.layout import (
 )
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.tensors import StoredTensor, parse
-from trainkit.errors import CheckpointDamagedError, InputMissingError
+from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Storage
 
 __all__ = ["StepReader", "read_verified", "verified_chunks"]
@@ -138,7 +138,7 @@ def verified_chunks(storage: Storage, path: str, record: FileRecord) -> Iterator
     for number, checksum in enumerate(record.chunks):
         begin = number * CHUNK_BYTES
         chunk = buffer[: min(CHUNK_BYTES, record.size - begin)]
-        _fill(storage, path, chunk, begin, checksum)
+        fill_chunk(storage, path, chunk, begin, checksum)
         yield chunk
 
 
@@ -157,24 +157,12 @@ def read_verified(storage: Storage, path: str, record: FileRecord) -> memoryview
     def fill(number: int) -> None:
         begin = number * CHUNK_BYTES
         chunk = buffer[begin : begin + CHUNK_BYTES]
-        _fill(storage, path, chunk, begin, record.chunks[number])
+        fill_chunk(storage, path, chunk, begin, record.chunks[number])
 
     with _mapper(min(len(record.chunks), _THREADS)) as each:
         for _ in each(fill, range(len(record.chunks))):
             pass
     return buffer
-
-
-def _fill(storage: Storage, path: str, chunk: memoryview, begin: int, checksum: str) -> None:
-    try:
-        _, whole = read_chunk(storage, path, chunk, begin, checksum)
-    except InputMissingError as error:
-        raise CheckpointDamagedError(f"{storage.url}/{path} is gone: {error}") from None
-    if not whole:
-        raise CheckpointDamagedError(
-            f"{storage.url}/{path}: bytes {begin} to {begin + len(chunk)} do not match their "
-            f"checksum"
-        )
 
 
 @contextlib.contextmanager

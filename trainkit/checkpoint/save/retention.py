@@ -16,11 +16,12 @@ from trainkit.checkpoint.save.generation import newest_generation
 from trainkit.errors import (
     CheckpointDamagedError,
     EnvironmentFaultError,
+    TrainkitError,
     UsageError,
 )
 from trainkit.storage import Storage
 
-__all__ = ["Removal", "Retention", "plan_removals", "remove_step"]
+__all__ = ["Removal", "Retention", "discard_step", "plan_removals", "remove_step"]
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +234,14 @@ def remove_step(storage: Storage, folder: StepFolder) -> None:
     storage.delete(f"{folder.name}/{MANIFEST}")
     storage.delete(folder.name)
     storage.delete(f"{QUARANTINE}/{folder.name}")
+
+
+def discard_step(storage: Storage, folder: StepFolder) -> None:
+    """Remove what a save that failed has written; it is no checkpoint in any case."""
+    try:
+        remove_step(storage, folder)
+    except (OSError, TrainkitError) as error:
+        log.warning("what is left of %s could not be removed: %s", folder.name, error)
 
 
 def _saved_step(manifest: Manifest) -> SavedStep:

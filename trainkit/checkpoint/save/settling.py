@@ -8,7 +8,7 @@ from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.save.commit import other_tensors
 from trainkit.checkpoint.save.verdicts import Verdicts
-from trainkit.checkpoint.save.writers import Writer
+from trainkit.checkpoint.save.writers import Work
 from trainkit.errors import DeadlineError
 from trainkit.waiting import Deadline, backoff
 
@@ -57,23 +57,23 @@ class Settling:
 
     def __init__(
         self,
-        writer: Writer,
+        work: Work,
         verdicts: Verdicts,
         rank: int,
         world_size: int,
         discard: Callable[[StepFolder], None],
     ) -> None:
-        """Settle what ``writer`` is given.
+        """Settle what ``work`` does.
 
         Args:
-            writer: of this rank.
+            work: of this rank.
             verdicts: to and from the other ranks.
             rank: of this process.
             world_size: number of ranks that save together.
             discard: on rank 0, removes what a failed save has left, before others hear of it.
         """
         self._discard = discard
-        self.writer = writer
+        self.work = work
         self._verdicts = verdicts
         self._rank = rank
         self._world_size = world_size
@@ -88,7 +88,7 @@ class Settling:
 
     def look(self, flight: Flight) -> Failure | None:
         """See whether this rank's own work has ended, and with what failure; never waits."""
-        ended, failure = self.writer.poll(0.0)
+        ended, failure = self.work.poll(0.0)
         if ended:
             self.own_end(flight, failure)
         return failure
@@ -113,15 +113,15 @@ class Settling:
         attempt = flight.folder.attempt
         given_up = False
         while not flight.ended:
-            ended, failure = self.writer.poll(_LOOK)
+            ended, failure = self.work.poll(_LOOK)
             if ended:
                 self.own_end(flight, failure)
             elif limit.passed:
-                self.writer.cancel()
+                self.work.cancel()
                 text = f"step {flight.folder.step} was not saved within {limit.seconds:.0f} s"
                 self.own_end(flight, Failure.of(0, DeadlineError(text)))
             elif not given_up and self._verdicts.failed(attempt) is not None:
-                self.writer.cancel()
+                self.work.cancel()
                 given_up = True
         if flight.failure is None and flight.unseen:
             self._await_unseen(flight)
@@ -175,6 +175,6 @@ class Settling:
         """Hear the end of this rank's own work, which rank 0 has seen already."""
         limit = Deadline(_DRAIN)
         while not flight.ended and not limit.passed:
-            ended, failure = self.writer.poll(limit.left)
+            ended, failure = self.work.poll(limit.left)
             if ended:
                 self.own_end(flight, failure)

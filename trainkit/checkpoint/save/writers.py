@@ -18,7 +18,7 @@ from trainkit.resources.memory import memory_left
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
 
-__all__ = ["Background", "Foreground", "Writer"]
+__all__ = ["Background", "Foreground", "Work", "Writer"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,23 @@ _PROCESS = 32 << 20
 """Bytes that the process which writes takes for itself."""
 
 
-class Writer(Protocol):
+class Work(Protocol):
+    """A job that is being done."""
+
+    def poll(self, seconds: float) -> tuple[bool, Failure | None]:
+        """Whether the job has ended, after at most so many seconds, and with what failure."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up a job that waits for other ranks."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; any number of times."""
+        ...
+
+
+class Writer(Work, Protocol):
     """Takes one job at a time."""
 
     @property
@@ -55,18 +71,6 @@ class Writer(Protocol):
             images: this rank's files.
             check: called while this waits for other ranks; what it raises ends the wait.
         """
-        ...
-
-    def poll(self, seconds: float) -> tuple[bool, Failure | None]:
-        """Whether the job has ended, after at most so many seconds, and with what failure."""
-        ...
-
-    def cancel(self) -> None:
-        """Give up a job that waits for other ranks."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back; any number of times."""
         ...
 
 
@@ -106,14 +110,14 @@ class Foreground:
         self.seconds = self._began.elapsed
 
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:
-        """See ``Writer.poll``."""
+        """See ``Work.poll``."""
         return True, self._failure
 
     def cancel(self) -> None:
-        """See ``Writer.cancel``: a job is over by then."""
+        """See ``Work.cancel``: a job is over by then."""
 
     def close(self) -> None:
-        """See ``Writer.close``."""
+        """See ``Work.close``."""
 
     def _keep(self) -> None:
         self.kept = self._began.elapsed
@@ -180,15 +184,15 @@ class Background:
         self._process.submit(job, files)
 
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:
-        """See ``Writer.poll``."""
+        """See ``Work.poll``."""
         return self._current.poll(seconds)
 
     def cancel(self) -> None:
-        """See ``Writer.cancel``."""
+        """See ``Work.cancel``."""
         self._current.cancel()
 
     def close(self) -> None:
-        """See ``Writer.close``."""
+        """See ``Work.close``."""
         self._await_arena()
         self._process.close()
 
