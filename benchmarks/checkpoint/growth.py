@@ -16,16 +16,15 @@ import contextlib
 import io
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoint.server import s3_url
 from benchmarks.rounds import Spread, machine, print_table, warn_if_busy
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.checkpoint.format.checksums import FileRecord, digest
@@ -200,22 +199,6 @@ def _looks(url: str, count: int, rounds: int) -> Iterator[list[str]]:
     manager.close()
 
 
-@contextlib.contextmanager
-def _s3() -> Iterator[str]:
-    import s3fs
-
-    from tests.object_store import BUCKET, S3Server
-
-    with tempfile.TemporaryDirectory() as folder:
-        server = S3Server(Path(folder))
-        try:
-            os.environ.update(server.variables)
-            s3fs.S3FileSystem().mkdir(BUCKET)
-            yield f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
-        finally:
-            server.stop()
-
-
 def _report(url: str, args: argparse.Namespace, ranks: Sequence[int], checkpoints: int) -> Any:
     place = "S3" if "://" in url else "local disk"
     rows = list(_ranks(f"{url}/ranks", ranks, args.rounds, args.processes))
@@ -261,7 +244,7 @@ def _run(args: argparse.Namespace) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if args.s3:
-        with _s3() as url:
+        with s3_url() as url:
             found["s3"] = _report(url, args, S3_RANKS, min(args.checkpoints, 200))
     if args.json:
         args.json.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")

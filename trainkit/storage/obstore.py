@@ -1,7 +1,7 @@
 """S3 by obstore, which is quick; fsspec does, or explains, whatever it cannot.
 
-One compiled library of few milliseconds to import, against a third of a second, and a fraction of
-the processor time for each request. But it reads neither profiles nor other configuration of AWS's
+One compiled library that is imported at once, and takes a fraction of the processor time for each
+request. But it reads neither profiles nor other configuration of AWS's
 own tools. So it is used where the environment says all there is to know, and a request that it
 fails is made again through fsspec: what users see of errors comes from there alone.
 """
