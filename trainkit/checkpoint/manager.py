@@ -224,10 +224,6 @@ class CheckpointManager:
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         together = self._communicator.world_size > 1
         try:
-            self._saver.drop_copy()
-            self._saver.settle()
-            if upload is None:
-                upload = self._saver.next_upload()
             self._saver.begin(step, numbers, upload=upload)
         except (Exception, TrainkitError):
             # What only this rank's state has, the others hear of where all of them settle.

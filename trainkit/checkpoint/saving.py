@@ -124,11 +124,6 @@ class Saver:
         """Whether the save that is not settled goes to the root."""
         return self._flight is not None and self._flight.upload
 
-    def next_upload(self) -> bool:
-        """Whether it is the root's turn at the next save: the same answer on all ranks."""
-        turn = self._attempts % self._options.upload_every == 0
-        return self._tier is None or self._upload_next or turn
-
     def name_next(self, step: int) -> StepFolder:
         """The folder of the next attempt to save, whoever makes it."""
         folder = StepFolder(step, self._generation, self._attempts)
@@ -139,13 +134,14 @@ class Saver:
         """The state is another one now than what was saved last."""
         self.committed = self.kept = None
 
-    def begin(self, step: int, metrics: Mapping[str, float], *, upload: bool = True) -> None:
+    def begin(self, step: int, metrics: Mapping[str, float], *, upload: bool | None = None) -> None:
         """Take the state as it is now, and have it written.
 
         Args:
             step: optimizer steps done.
             metrics: to be saved with it.
-            upload: whether it goes to the root; else it stays in the local tier.
+            upload: whether it goes to the root; else it stays in the local tier. By turns if
+                None: the same on all ranks.
 
         Raises:
             BaseException: what ``settle`` of the save before raises; nothing has begun then.
@@ -154,6 +150,9 @@ class Saver:
         """
         self.drop_copy()
         self.settle()
+        if upload is None:
+            turn = self._attempts % self._options.upload_every == 0
+            upload = self._tier is None or self._upload_next or turn
         folder = self.name_next(step)
         unseen = not upload and self._tier is not None and not self._tier.shared
         flight = Flight(folder, Deadline(self._options.timeout), upload, unseen)
