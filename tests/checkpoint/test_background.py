@@ -14,8 +14,8 @@ import pytest
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps
 from trainkit.checkpoint.save import division
 from trainkit.errors import RetryableError, UsageError
+from trainkit.processes.table import descendants
 from trainkit.state import PerRank
-from trainkit.testing.processes import descendants
 from trainkit.waiting import Deadline, wait_until
 
 OPTIONS = CheckpointOptions(timeout=60.0, attempts=1, pause=0.01, visible_within=0.2)

@@ -178,7 +178,7 @@ logging.basicConfig(level=logging.WARNING)
 logging.getLogger("trainkit").setLevel(logging.DEBUG)
 import numpy as np
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
-from trainkit.testing.processes import descendants
+from trainkit.processes.table import descendants
 
 options = CheckpointOptions(attempts=2, pause=0.01, timeout=60.0)
 state = {"weights": np.zeros(10)}

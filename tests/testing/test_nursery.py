@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from trainkit.processes.table import descendants, process_table
 from trainkit.testing import NurseryLost, connection, requires_module, run_ranks, start_ranks
 from trainkit.testing.connection import Connection, nursery_for
-from trainkit.testing.processes import descendants, process_table
 from trainkit.waiting import Deadline, wait_until
 
 ORPHAN_MAKER = """

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from trainkit.errors import DeadlineError
+from trainkit.processes.table import process_table
 from trainkit.testing import RanksFailed, RanksTimeout, start_ranks
-from trainkit.testing.processes import process_table
 from trainkit.waiting import Deadline, wait_until
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainkit.testing.processes import children_exist, descendants, process_table
+from trainkit.processes.table import children_exist, descendants, process_table
 from trainkit.testing.rank import DUMP_SIGNAL
 from trainkit.waiting import Deadline
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from trainkit.config import environ, is_secret, set_environ
 from trainkit.errors import DeadlineError
+from trainkit.processes.table import ProcessInfo, descendants, own_children, process_table
 from trainkit.testing.connection import nursery_pids
 from trainkit.testing.family import kill
-from trainkit.testing.processes import ProcessInfo, descendants, own_children, process_table
 from trainkit.waiting import Deadline, wait_until
 
 __all__ = ["Surroundings"]

@@ -21,9 +21,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from trainkit.processes.kernel import adopt_orphans
+from trainkit.processes.table import descendants, own_children, process_table
 from trainkit.testing.family import Family, kill
-from trainkit.testing.processes import descendants, own_children, process_table
-from trainkit.testing.rank import SET_CHILD_SUBREAPER, become_rank, prctl
+from trainkit.testing.rank import become_rank
 from trainkit.waiting import Deadline
 
 __all__ = ["main"]
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     _spare_finalizers()
     gc.collect()
     gc.freeze()  # later collections leave these objects, and the pages they share, alone
-    prctl(SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     _send(control, {"event": "ready", "pid": os.getpid(), "preloaded": preloaded})
     Nursery(control, parent).serve()
     return 0

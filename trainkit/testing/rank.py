@@ -1,7 +1,6 @@
 """From the fork to the user's code: what makes a copy of the nursery a process of its own."""
 
 import contextlib
-import ctypes
 import faulthandler
 import importlib
 import json
@@ -16,29 +15,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainkit.config import environ, set_environ
-from trainkit.testing.stage import load_function, perform, run_program, shut_down
+from trainkit.processes.kernel import die_with_parent
+from trainkit.processes.program import default_signals, shut_down
+from trainkit.testing.stage import load_function, perform, run_program
 from trainkit.testing.targets import Target
 
-__all__ = ["DUMP_SIGNAL", "become_rank", "prctl"]
+__all__ = ["DUMP_SIGNAL", "become_rank"]
 
 DUMP_SIGNAL = signal.SIGRTMAX - 2
 """Makes a rank write its Python stacks; a real-time one, since programs use SIGUSR1 and 2."""
-
-SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
-"""Options of prctl(2)."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def prctl(option: int, value: int) -> None:
-    """Call prctl(2).
-
-    Raises:
-        OSError: the kernel refused.
-    """
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
 
 
 def become_rank(folder: Path, number: int, nursery: int) -> NoReturn:
@@ -52,12 +37,12 @@ def become_rank(folder: Path, number: int, nursery: int) -> NoReturn:
     code = 1
     try:
         os.setsid()
-        prctl(SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         if os.getppid() != nursery:
             os._exit(1)  # it died before the line above
         own = folder / f"rank-{number}"
         _take_files(own)
-        _default_signals()
+        default_signals(DUMP_SIGNAL)
         spec = json.loads((folder / "spec.json").read_text())
         _take_place(spec, spec["base"] | spec["changes"][number])
         code = perform(lambda: _act(spec, folder, own))
@@ -79,17 +64,6 @@ def _take_files(own: Path) -> None:
         stream.reconfigure(encoding="utf-8", errors=errors, line_buffering=True)  # type: ignore[union-attr]
     stacks = os.open(own / "stacks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     faulthandler.register(DUMP_SIGNAL, file=stacks, all_threads=True, chain=False)
-
-
-def _default_signals() -> None:
-    ignored_by_python = {signal.SIGPIPE, signal.SIGXFSZ}
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, DUMP_SIGNAL}:
-        if number in ignored_by_python:
-            signal.signal(number, signal.SIG_IGN)
-        elif signal.getsignal(number) is not signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _take_place(spec: Mapping[str, Any], variables: Mapping[str, str]) -> None:
