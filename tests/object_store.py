@@ -58,7 +58,7 @@ class S3Server:
             "-dir": folder,
             "-master.volumeSizeLimitMB": 64,
             "-master.telemetry": "false",
-            "-volume.max": 100,
+            "-volume.max": 2000,  # a soak fills some hundred of them
         }
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from trainkit.checkpoint.format.checksums import FileRecord, record_of, unchanged
 from trainkit.checkpoint.format.layout import MANIFEST, part_path
-from trainkit.checkpoint.format.manifest import Part, TornManifestError
+from trainkit.checkpoint.format.manifest import Manifest, Part, TornManifestError
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.job import Job
 from trainkit.errors import InputMissingError, TrainkitError
@@ -85,7 +85,8 @@ def take_up(storage: Storage, job: Job, paths: Sequence[str]) -> None:
     """Clear the way for work that another process had begun, and did not live to end.
 
     A part is created after all files that it lists are durable, so where there is one, and it
-    is whole, nothing is left to be written.
+    is whole, nothing is left to be written. Where there are no hard links either may be torn,
+    and a manifest that is torn is no commit.
     """
     part = f"{job.folder.name}/{part_path(job.rank)}"
     try:
@@ -95,9 +96,20 @@ def take_up(storage: Storage, job: Job, paths: Sequence[str]) -> None:
     except TornManifestError:
         storage.delete(part)
     else:
+        if job.rank == 0:
+            _remove_torn(storage, f"{job.folder.name}/{MANIFEST}")
         return
     for path in paths:
         storage.delete(f"{job.folder.name}/{path}")
+
+
+def _remove_torn(storage: Storage, manifest: str) -> None:
+    try:
+        Manifest.from_bytes(storage.read(manifest))
+    except InputMissingError:
+        return
+    except TornManifestError:
+        storage.delete(manifest)
 
 
 def _has(storage: Storage, job: Job, path: str) -> bool:
