@@ -131,6 +131,12 @@ class ObstoreStorage:
                 if size is None or size > offset:
                     raise
                 return 0
+            if len(data) < len(buffer):
+                size = self.size(path)
+                wanted = min(len(buffer), (size or 0) - offset)
+                if len(data) < wanted:  # no damage, for which whoever asked would take it
+                    text = f"the store sent {len(data)} of {wanted} bytes"
+                    raise OSError(errno.EIO, text, self._named(path))
             buffer[: len(data)] = memoryview(data)
             return len(data)
 

@@ -1,5 +1,6 @@
 """What lies in a checkpoint root: committed, uncommitted, set aside. Reads no tensors."""
 
+import errno
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -167,6 +168,10 @@ def _read_twice(storage: Storage, path: str) -> Manifest:
     except CheckpointDamagedError:
         again = storage.read(path)
         if again == data:
+            size = storage.size(path)
+            if size is not None and size > len(data):  # no damage, nor a save that was cut off
+                text = f"the store sent {len(data)} of {size} bytes"
+                raise OSError(errno.EIO, text, f"{storage.url}/{path}") from None
             raise
     manifest = Manifest.from_bytes(again)
     log.warning("%s/%s was garbled on the way, and was whole when read again", storage.url, path)
