@@ -132,8 +132,11 @@ class ObstoreStorage:
                     raise
                 return 0
             if len(data) < len(buffer):
-                size = self.size(path)
-                wanted = min(len(buffer), (size or 0) - offset)
+                wanted = min(len(buffer), (self.size(path) or 0) - offset)
+                if len(data) < wanted:
+                    data = obstore.get_range(
+                        self._store, self._key(path), start=offset, length=wanted
+                    )
                 if len(data) < wanted:  # no damage, for which whoever asked would take it
                     text = f"the store sent {len(data)} of {wanted} bytes"
                     raise OSError(errno.EIO, text, self._named(path))
