@@ -1,12 +1,13 @@
-"""No secret in a URL that trainkit takes, nor in a message that it gives."""
+"""No secret in a URL that trainkit takes, nor in an error that it passes on."""
 
 import os
 import re
 from urllib.parse import SplitResult, urlsplit
 
 from trainkit.errors import UsageError
+from trainkit.redaction import without_secrets
 
-__all__ = ["has_secret", "refuse_credentials", "without_secrets"]
+__all__ = ["has_secret", "refuse_credentials"]
 
 _CONTAINER = ("abfs", "abfss")
 """Schemes where ``container@account`` stands for what a bucket is elsewhere."""
@@ -15,14 +16,6 @@ _ONE_SLASH = re.compile(r"(file|https?|s3a?|gs|gcs|az|abfss?|adl|memory):/(?!/)"
 """A URL that was mistyped, and no folder: a secret in it would become a name on disk."""
 
 _PORT = re.compile(r":\d{1,5}$")
-_SECRETS = re.compile(
-    # Before the host, of which a secret may hold slashes; and the parameters of signed URLs.
-    r"(?P<userinfo>://)[^\s@'\"]+(?=@)"
-    r"|(?P<name>\b(?:sig|signature|[\w-]*token|x-(?:amz|goog)-(?:signature|credential)"
-    # And those of a connection string of Azure's.
-    r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+",
-    re.IGNORECASE,
-)
 
 
 def refuse_credentials(url: str | os.PathLike[str]) -> None:
@@ -46,11 +39,6 @@ def refuse_credentials(url: str | os.PathLike[str]) -> None:
                 f"a {part.partition('://')[0]}:// URL with credentials in it: they would be in "
                 f"every log. Give them in the environment, as the store's own tools find them."
             )
-
-
-def without_secrets(text: str) -> str:
-    """``text`` with what looks like credentials in a URL left out."""
-    return _SECRETS.sub(lambda found: f"{found['userinfo'] or found['name']}…", text)
 
 
 def has_secret(error: BaseException) -> bool:

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterator
 
 from trainkit.errors import InputMissingError, NoPermissionError, TrainkitError
-from trainkit.storage.credentials import has_secret, without_secrets
+from trainkit.redaction import without_secrets
+from trainkit.storage.credentials import has_secret
 
 __all__ = ["telling_of", "was_never_sent", "without_tracebacks"]
 

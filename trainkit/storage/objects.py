@@ -16,10 +16,11 @@ from trainkit.errors import (
     TrainkitError,
     UsageError,
 )
+from trainkit.redaction import without_secrets
 from trainkit.storage import uploads
 from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Storage, Upload, parts_of
 from trainkit.storage.copies import can_copy, send_changed
-from trainkit.storage.credentials import refuse_credentials, without_secrets
+from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.failures import telling_of, was_never_sent, without_tracebacks
 
 __all__ = ["ObjectStorage", "write_together"]

@@ -1,0 +1,73 @@
+"""No secret in what trainkit says: credentials in URLs, and values of variables named for one."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from urllib.parse import quote
+
+from trainkit.config import environ, is_secret
+
+__all__ = ["redacted", "without_secrets"]
+
+_SECRETS = re.compile(
+    # Before the host, of which a secret may hold slashes; and the parameters of signed URLs.
+    r"(?P<userinfo>://)[^\s@'\"]+(?=@)"
+    r"|(?P<name>\b(?:sig|signature|[\w-]*token|x-(?:amz|goog)-(?:signature|credential)"
+    # And those of a connection string of Azure's.
+    r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+_SHORTEST, _LONG = 3, 8
+"""Characters: below the first a value is no secret; below the second it is one only as a word of
+its own, or half of a message would be hidden for a password such as "data"."""
+
+_NO_SECRETS = frozenset(
+    {"true", "false", "yes", "none", "null", "off", "auto", "default", "disabled", "enabled"}
+)
+"""Values of variables such as TOKENIZERS_PARALLELISM, whose name only looks like a secret's."""
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with what looks like credentials in a URL left out."""
+    return _SECRETS.sub(lambda found: f"{found['userinfo'] or found['name']}…", text)
+
+
+def redacted(text: str, variables: Mapping[str, str] | None = None) -> str:
+    """``text`` without credentials in URLs and without the values of secret variables.
+
+    Redact before text is shortened: of a secret that was cut in two, half would be shown.
+
+    Args:
+        text: what is to be shown.
+        variables: the environment that holds the secrets; this process's by default. Which of
+            them are secret their names tell (``config.is_secret``).
+    """
+    known = environ() if variables is None else variables
+    # Longest first: one secret may be the beginning of another.
+    forms = {form for name, value in known.items() if is_secret(name) for form in _forms(value)}
+    ordered = sorted(forms, key=lambda form: (-len(form), form))
+    if ordered:
+        text = re.sub("|".join(map(_pattern, ordered)), "…", text)
+    return without_secrets(text)
+
+
+def _forms(value: str) -> Iterator[str]:
+    """How a secret may be written: as it is, by its lines, and escaped."""
+    value = value.strip()
+    parts = {value, *(line.strip() for line in value.splitlines())}
+    for part in parts:
+        if len(part) < _SHORTEST or part.lower() in _NO_SECRETS:
+            continue
+        if len(part) < _LONG and part.isdecimal() and len(part) < 6:
+            continue  # a number of seconds or of keys
+        yield part
+        yield repr(part)[1:-1]
+        yield json.dumps(part)[1:-1]
+        yield quote(part, safe="")
+        yield quote(part)
+
+
+def _pattern(form: str) -> str:
+    escaped = re.escape(form)
+    return escaped if len(form) >= _LONG else rf"(?<!\w){escaped}(?!\w)"
