@@ -3,12 +3,18 @@
 import errno
 from collections.abc import Iterator
 
-from trainkit.errors import ExitCode, TrainkitError
+from trainkit.errors import DeadlineError, ExitCode, PeerLostError, TrainkitError
+from trainkit.lifecycle.hints import PEER_GONE, hint_of_text
 
-__all__ = ["exit_code_of", "hint_for"]
+__all__ = ["exit_code_of", "hint_for", "is_peer_loss", "is_watchdog_abort", "tells_peer_loss"]
 
-_STORE_AND_PEER_ERRORS = frozenset({"DistNetworkError", "DistStoreError", "DistBackendError"})
-"""torch's classes, by name: this room imports no framework."""
+_PEER_ERRORS = frozenset(
+    {
+        *("DistNetworkError", "DistStoreError", "DistBackendError"),
+        *(PeerLostError.__name__, DeadlineError.__name__),
+    }
+)
+"""torch's classes by name, since this room imports no framework; and our own."""
 
 _IO_FAULTS = frozenset(
     {
@@ -37,6 +43,24 @@ _PEER_WORDS = (
 )
 """Parts of messages, in lower case, with which gloo and NCCL report that a peer is gone."""
 
+_HARDWARE_WORDS = (
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "gpu is lost",
+    "fallen off the bus",
+    # torch's loader, of a worker that the kernel or a person killed
+    "killed by signal: killed",
+)
+"""What another start, perhaps on another node, may not meet again."""
+
+_WATCHDOG_WORDS = (
+    "watchdog caught collective operation timeout",
+    "watchdog got stuck for",
+    "nccl operations have failed or timed out",
+    "process group watchdog thread terminated with exception",
+)
+"""What torch's watchdog of NCCL prints, in lower case, before it aborts the process."""
+
 
 def exit_code_of(error: BaseException) -> int:
     """The exit code that tells an operator what to do about ``error``.
@@ -55,7 +79,7 @@ def exit_code_of(error: BaseException) -> int:
         return ExitCode.INTERRUPTED
     if any("duplicate gpu" in str(link).lower() for link in _chain(error)):
         return ExitCode.ENVIRONMENT  # two ranks on one device: trying again changes nothing
-    passing = is_peer_loss(error) or is_storage_loss(error)
+    passing = is_peer_loss(error) or is_storage_loss(error) or _is_hardware_loss(error)
     return ExitCode.RETRYABLE if passing else ExitCode.USER_CODE
 
 
@@ -68,12 +92,31 @@ def is_storage_loss(error: BaseException) -> bool:
 
 def is_peer_loss(error: BaseException) -> bool:
     """Whether ``error`` says that another rank, or the way to it, is gone."""
-    for link in _chain(error):
-        if type(link).__name__ in _STORE_AND_PEER_ERRORS:
-            return True
-        if type(link) is RuntimeError and any(w in str(link).lower() for w in _PEER_WORDS):
-            return True
-    return False
+    if isinstance(error, TrainkitError):
+        return isinstance(error, PeerLostError | DeadlineError)
+    return any(tells_peer_loss(type(link).__name__, str(link)) for link in _chain(error))
+
+
+def tells_peer_loss(error: str, message: str) -> bool:
+    """``is_peer_loss`` of what is known in words alone.
+
+    Args:
+        error: name of the error's class.
+        message: of the error.
+    """
+    if error in _PEER_ERRORS:
+        return True
+    return error == "RuntimeError" and any(word in message.lower() for word in _PEER_WORDS)
+
+
+def is_watchdog_abort(output: str) -> bool:
+    """Whether a process that aborted was ended by torch's watchdog of collectives.
+
+    The watchdog also meets the errors of a kernel that failed on the GPU: those are the rank's own.
+    """
+    text = output.lower()
+    own = "cuda error:" in text and "collective operation timeout" not in text
+    return not own and any(word in text for word in _WATCHDOG_WORDS)
 
 
 def hint_for(error: BaseException) -> str:
@@ -81,21 +124,19 @@ def hint_for(error: BaseException) -> str:
     if isinstance(error, TrainkitError):
         return ""
     if is_peer_loss(error):
-        return "another rank ended first: its log has the cause"
-    text = str(error).lower()
-    if type(error).__name__ == "OutOfMemoryError" or "cuda out of memory" in text:
-        return "the GPU's memory is full: a smaller batch, bf16, or activation checkpointing"
-    if "bus error" in text or "shared memory" in text or "shm" in text:
-        return "shared memory (dev/shm) is too small: mount an emptyDir with medium: Memory"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full"
-    if isinstance(error, MemoryError):
-        return "the host's memory, or the pod's limit, is used up"
-    return ""
+        return PEER_GONE
+    return hint_of_text("\n".join(f"{type(link).__name__}: {link}" for link in _chain(error)))
+
+
+def _is_hardware_loss(error: BaseException) -> bool:
+    texts = (str(link).lower() for link in _chain(error))
+    return any(word in text for text in texts for word in _HARDWARE_WORDS)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and its causes, newest first."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

@@ -6,6 +6,7 @@ that ``torchrun``'s own summary shows our message and traceback, and our launche
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import TrainkitError
-from trainkit.lifecycle.causes import exit_code_of, hint_for
+from trainkit.lifecycle.causes import exit_code_of, hint_for, is_peer_loss
+from trainkit.redaction import redacted
 
 __all__ = ["FailureRecord", "report"]
 
@@ -35,19 +37,22 @@ class FailureRecord:
     """Seconds since the epoch."""
     hint: str
     exit_code: int
+    peer_lost: bool = False
+    """The error says that another rank, or the way to it, is gone: the cause is elsewhere."""
 
     @classmethod
     def of(cls, error: BaseException, rank: int | None) -> "FailureRecord":
-        """Describe ``error`` as it was raised in this process."""
+        """Describe ``error`` as it was raised in this process; without this process's secrets."""
         return cls(
             rank=rank,
             host=socket.gethostname(),
             error=type(error).__name__,
-            message=str(error),
-            traceback="".join(traceback.format_exception(error)),
+            message=redacted(_text(error)),
+            traceback=redacted("".join(traceback.format_exception(error))),
             time=time.time(),
             hint=hint_for(error),
             exit_code=exit_code_of(error),
+            peer_lost=is_peer_loss(error),
         )
 
     def write(self, path: str) -> None:
@@ -59,7 +64,7 @@ class FailureRecord:
         }
         payload = {"message": {"message": f"{self.error}: {self.message}", "extraInfo": extra}}
         # Losing the record must not hide the failure itself.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f"{target.name}.{os.getpid()}")
@@ -70,9 +75,22 @@ class FailureRecord:
     def from_error_file(cls, data: Any) -> "FailureRecord | None":
         """Read back what ``write`` wrote; None for another program's error file."""
         try:
-            return cls(**data["message"]["extraInfo"]["trainkit"])
+            record = cls(**data["message"]["extraInfo"]["trainkit"])
         except (KeyError, TypeError):
             return None
+        return record if record._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether the fields are what their types say: a file may hold anything."""
+        texts = (self.host, self.error, self.message, self.traceback, self.hint)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(self.rank, int | None)
+            and isinstance(self.exit_code, int)
+            and isinstance(self.time, int | float)
+            and math.isfinite(self.time)
+            and isinstance(self.peer_lost, bool)
+        )
 
 
 def report(error: BaseException, *, rank: int | None, error_file: str | None) -> int:
@@ -84,11 +102,11 @@ def report(error: BaseException, *, rank: int | None, error_file: str | None) ->
     record = FailureRecord.of(error, rank)
     if isinstance(error, SystemExit) and not isinstance(error, TrainkitError):
         if error.code is not None and not isinstance(error.code, int):
-            print(error.code, file=sys.stderr)
+            print(redacted(str(error.code)), file=sys.stderr)
         return record.exit_code
     who = "trainkit" if rank is None else f"trainkit: rank {rank}"
     if isinstance(error, TrainkitError):
-        print(f"{who}: {error}", file=sys.stderr)
+        print(f"{who}: {record.message}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print(f"{who}: interrupted", file=sys.stderr)
     else:
@@ -99,3 +117,11 @@ def report(error: BaseException, *, rank: int | None, error_file: str | None) ->
     if error_file and record.exit_code != 0:
         record.write(error_file)
     return record.exit_code
+
+
+def _text(error: BaseException) -> str:
+    """The error's message; one whose own ``__str__`` fails must not hide that it was raised."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"<its message cannot be shown: {type(worse).__name__}>"
