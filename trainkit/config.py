@@ -129,6 +129,12 @@ class Settings:
         (signal.SIGTERM,),
         "signals that announce a pre-emption, separated by commas",
     )
+    termination_log: str | None = _setting(
+        "TRAINKIT_TERMINATION_LOG",
+        str,
+        None,
+        "file for the failure in short; /dev/termination-log, where that exists, by default",
+    )
     timeout: float = _setting(
         "TRAINKIT_TIMEOUT",
         _seconds,

@@ -10,9 +10,10 @@ from trainkit.config import environ, is_secret
 __all__ = ["redacted", "without_secrets"]
 
 _SECRETS = re.compile(
+    # Nothing here may search far from each place of a long text, which may be a hostile one.
     # Before the host, of which a secret may hold slashes; and the parameters of signed URLs.
-    r"(?P<userinfo>://)[^\s@'\"]+(?=@)"
-    r"|(?P<name>\b(?:sig|signature|[\w-]*token|x-(?:amz|goog)-(?:signature|credential)"
+    r"(?P<userinfo>://)[^\s@'\"]{1,2048}+(?=@)"
+    r"|(?P<name>\b(?:sig|signature|[\w-]{0,64}token|x-(?:amz|goog)-(?:signature|credential)"
     # And those of a connection string of Azure's.
     r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+",
     re.IGNORECASE,

@@ -2,8 +2,16 @@ import errno
 
 import pytest
 
-from trainkit.errors import DataError, DeadlineError, ExitCode, Preempted, UsageError
-from trainkit.lifecycle.causes import exit_code_of, hint_for
+from trainkit.errors import (
+    DataError,
+    DeadlineError,
+    ExitCode,
+    PeerLostError,
+    Preempted,
+    RetryableError,
+    UsageError,
+)
+from trainkit.lifecycle.causes import exit_code_of, hint_for, is_peer_loss, is_watchdog_abort
 
 
 @pytest.mark.parametrize(
@@ -25,6 +33,11 @@ from trainkit.lifecycle.causes import exit_code_of, hint_for
         (OSError(errno.ESTALE, "Stale file handle"), 138),
         (FileNotFoundError(errno.ENOENT, "No such file"), 70),
         (RuntimeError("NCCL error: Duplicate GPU detected"), 78),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 138),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), 70),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 70),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 138),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. "), 70),
     ],
 )
 def test_exit_codes(error, code):
@@ -52,3 +65,43 @@ def test_preempted_passes_through_except_exception():
 
 def test_a_full_disk_is_said():
     assert "disk is full" in hint_for(OSError(errno.ENOSPC, "No space left on device"))
+
+
+def test_a_chain_of_causes_that_goes_in_a_circle():
+    error, other = ValueError("a"), ValueError("b")
+    error.__cause__, other.__cause__ = other, error
+    assert exit_code_of(error) == 70
+    assert hint_for(error) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (PeerLostError("rank 1"), True),
+        (DeadlineError("rank 1"), True),
+        (RetryableError("the store of checkpoints"), False),
+        (DataError("connection closed by peer"), False),
+        (RuntimeError("Connection closed by peer"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (type("DistBackendError", (RuntimeError,), {})("x"), True),
+    ],
+)
+def test_which_errors_are_those_of_a_peer(error, lost):
+    assert is_peer_loss(error) is lost
+
+
+@pytest.mark.parametrize(
+    ("output", "is_one"),
+    [
+        ("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1", True),
+        ("Some NCCL operations have failed or timed out. Due to the asynchronous nature", True),
+        ("ProcessGroupNCCL's watchdog got stuck for 480 seconds without making progress", True),
+        ("Process group watchdog thread terminated with exception: NCCL error: remote", True),
+        ("Process group watchdog thread terminated with exception: CUDA error: illegal", False),
+        ("Process group watchdog thread terminated normally", False),
+        ("a watchdog of the user's barked", False),
+        ("", False),
+    ],
+)
+def test_the_watchdog_of_collectives(output, is_one):
+    assert is_watchdog_abort(output) is is_one

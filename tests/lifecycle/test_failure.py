@@ -51,3 +51,20 @@ def test_torch_parses_the_record(tmp_path, capsys):
 def test_exit_with_a_text_prints_it(capsys):
     assert report(fail(SystemExit("give me data")), rank=0, error_file=None) == 1
     assert capsys.readouterr().err == "give me data\n"
+
+
+def test_secrets_are_in_no_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "planted-key")
+    for error in (ValueError, DataError, SystemExit):
+        report(fail(error("with planted-key")), rank=0, error_file=str(tmp_path / "e.json"))
+        assert "planted" not in capsys.readouterr().err
+    assert "planted" not in (tmp_path / "e.json").read_text()
+
+
+def test_an_error_that_cannot_be_shown_is_reported_all_the_same(capsys):
+    class Mute(Exception):
+        def __str__(self):
+            raise KeyError("no text")
+
+    assert report(fail(Mute()), rank=0, error_file=None) == 70
+    assert "Mute" in capsys.readouterr().err

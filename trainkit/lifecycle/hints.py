@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 from trainkit.resources.memory import memory_use, oom_kills, shared_memory
 
-__all__ = ["CRASHES", "PEER_GONE", "describe_signal", "hint_of_signal", "hint_of_text"]
+__all__ = [
+    "CRASHES",
+    "PEER_GONE",
+    "describe_signal",
+    "hint_of_exit_code",
+    "hint_of_signal",
+    "hint_of_text",
+]
 
 CRASHES = frozenset(
     {
@@ -146,6 +153,14 @@ _SIGNALS: dict[int, str] = {
     signal.SIGTERM: "something ended this process alone: trainkit did not ask it to",
     signal.SIGHUP: "its terminal or its parent went away",
 }
+
+
+def hint_of_exit_code(code: int) -> str:
+    """What to do about a process that ended with ``code`` and said nothing."""
+    return {
+        126: "the command is there but cannot be executed: is it a program, with the right to run?",
+        127: "the command was not found: is it in the image, and on PATH?",
+    }.get(code, "")
 
 
 def describe_signal(number: int) -> str:
