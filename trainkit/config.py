@@ -56,6 +56,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _seconds_or_never(text: str) -> float:
+    return 0.0 if float(text) == 0 else _seconds(text)
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -102,6 +106,15 @@ class Settings:
         30.0,
         "seconds between the notice to stop and the kill; as terminationGracePeriodSeconds",
     )
+    hang_timeout: float = _setting(
+        "TRAINKIT_HANG_TIMEOUT",
+        _seconds_or_never,
+        1800.0,
+        "seconds without a step after which trainkit launch takes a rank to hang; 0 is never",
+    )
+    heartbeat_file: str | None = _setting(
+        "TRAINKIT_HEARTBEAT_FILE", str, None, "set by trainkit launch: where a rank notes its step"
+    )
     local_tier: str | None = _setting(
         "TRAINKIT_LOCAL_TIER",
         str,
@@ -134,6 +147,9 @@ class Settings:
         str,
         None,
         "file for the failure in short; /dev/termination-log, where that exists, by default",
+    )
+    stacks_file: str | None = _setting(
+        "TRAINKIT_STACKS_FILE", str, None, "set by trainkit launch: where a rank writes its stacks"
     )
     timeout: float = _setting(
         "TRAINKIT_TIMEOUT",

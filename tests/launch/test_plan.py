@@ -32,7 +32,7 @@ def test_a_given_index_beats_a_rendezvous_that_numbers_as_they_come():
 
 def test_one_pod_meets_on_a_free_port_of_its_own():
     plan = plan_ranks(topology(num_nodes=1, master_addr="m", master_port=1), COMMAND, {}, "run-1")
-    assert (plan.backend, plan.endpoint, plan.run_id) == ("c10d", "localhost:0", "run-1")
+    assert (plan.backend, plan.endpoint, plan.run_id) == ("static", "127.0.0.1:0", "run-1")
 
 
 def test_an_elastic_job_keeps_its_rendezvous():

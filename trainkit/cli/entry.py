@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "HelpFormatter", "command_list", "dispatch", "main"]
 # and returns the exit code.
 COMMANDS = {
     "env": ("trainkit.cli.env:main", "show who this process is in its job"),
+    "launch": ("trainkit.cli.launch:main", "run what this pod of a job is for"),
     "checkpoint": ("trainkit.cli.checkpoint:main", "look at checkpoints, check and tidy them"),
 }
 

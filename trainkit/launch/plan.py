@@ -1,12 +1,15 @@
 """What a process that stands for several ranks will start: a pure function of the topology."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainkit.errors import TopologyError
 from trainkit.topology import Topology
 
-__all__ = ["RankPlan", "plan_ranks"]
+__all__ = ["ProgramPlan", "RankPlan", "plan_pod", "plan_ranks"]
+
+_INNER = ("torchelastic", "mpi", "slurm")
+"""Launchers whose processes are ranks already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,56 @@ class RankPlan:
     max_restarts: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
     """Further rendezvous options, as in PET_RDZV_CONF."""
+    role: str = "default"
+    """ROLE_NAME of the ranks."""
+    monitor_interval: float = 0.1
+    """Seconds between two looks for new nodes."""
+    virtual_local_rank: bool = False
+    """Whether each rank sees one GPU, and LOCAL_RANK is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramPlan:
+    """One process that is what this pod is for: a rank that exists already, or a server."""
+
+    command: tuple[str, ...]
+    why: str
+    """What the process is, in a few words."""
+
+
+def plan_pod(
+    topology: Topology,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    run_id: str,
+    *,
+    torch: bool,
+) -> RankPlan | ProgramPlan:
+    """Plan what this pod runs, where that is not ``mpirun`` or ``sshd``.
+
+    A pod of one rank starts it as a rank of torch's agent too, which restarts it in place and
+    meets the other pods; not where a launcher around this one has made the rank, and not for
+    programs without torch.
+
+    Args:
+        topology: of this pod.
+        command: what a rank runs.
+        environ: where to read PET_*.
+        run_id: of a rendezvous within this pod alone.
+        torch: whether the program imports torch.
+
+    Raises:
+        TopologyError: a PET_* value cannot be used.
+    """
+    if topology.starts_ranks:
+        return plan_ranks(topology, command, environ, run_id)
+    trains = topology.rank is not None and topology.cluster is None
+    if torch and trains and topology.platform not in _INNER:
+        one = replace(topology, procs_to_launch=1)
+        return plan_ranks(one, command, environ, run_id)
+    rank = "" if topology.rank is None else f", rank {topology.rank} of {topology.world_size}"
+    index = "" if topology.role_index is None else f" {topology.role_index}"
+    return ProgramPlan(command=tuple(command), why=f"{topology.role}{index}{rank}")
 
 
 def plan_ranks(
@@ -57,7 +110,8 @@ def plan_ranks(
         endpoint = _endpoint(topology)
     elif topology.num_nodes == 1:
         # A private meeting on a free port: two jobs on one host cannot collide.
-        backend, endpoint, run_id_of_job = "c10d", "localhost:0", run_id
+        backend, endpoint, run_id_of_job = "static", "127.0.0.1:0", run_id
+        node_rank = 0
     else:
         # Static also where the job asks for c10d: that numbers nodes as they come, and the
         # pod's own index would mean nothing in its logs.

@@ -121,6 +121,10 @@ class FailureReport:
         """Whether starting the ranks again may help."""
         return self.exit_code != 0 and self.exit_code not in _PERMANENT
 
+    def headline(self) -> str:
+        """What failed first, as one line."""
+        return self._sentence()
+
     def text(self) -> str:
         """The report for standard error: lines that end with a newline; empty if nothing failed."""
         if self.exit_code == 0:

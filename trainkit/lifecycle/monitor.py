@@ -6,6 +6,7 @@ import time
 
 from trainkit.coordination import StepAgreement
 from trainkit.errors import ExitCode, Preempted
+from trainkit.lifecycle.heartbeat import Heartbeat
 from trainkit.lifecycle.preemption import Lookout, NoticeListener
 
 __all__ = ["RankMonitor"]
@@ -25,12 +26,14 @@ class RankMonitor:
         *,
         signals: tuple[signal.Signals, ...] = (signal.SIGTERM,),
         grace_period: float = 30.0,
+        heartbeat_file: str | None = None,
     ) -> None:
         """Prepare; ``start`` begins to listen.
 
         Args:
             signals: notices of a pre-emption; SIGINT is always listened for too.
             grace_period: seconds between the notice and the kill.
+            heartbeat_file: where the launcher looks for the step, to find out about hangs.
         """
         self.grace_period = grace_period
         self.last_step: int | None = None
@@ -47,7 +50,9 @@ class RankMonitor:
         self._agreement: StepAgreement | None = None
         self._published = False
         self._lookout: Lookout | None = None
-        self._polled = False
+        self._polls = 0
+        self._heartbeat_file = heartbeat_file
+        self._heartbeat: Heartbeat | None = None
         self._listener = NoticeListener(
             dict.fromkeys((*signals, signal.SIGINT)),
             on_notice=self._hear,
@@ -57,6 +62,8 @@ class RankMonitor:
     def start(self) -> None:
         """Begin to listen; from the main thread, and before anything that may take long."""
         self._listener.start()
+        if self._heartbeat_file is not None:
+            self._heartbeat = Heartbeat(self._heartbeat_file, self._progress)
 
     def agree_with(self, agreement: StepAgreement) -> None:
         """From now on stop together with the other ranks of ``agreement``."""
@@ -66,6 +73,8 @@ class RankMonitor:
     def close(self) -> None:
         """Stop listening."""
         self._listener.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         if self._lookout is not None:
             self._lookout.close()
 
@@ -76,7 +85,7 @@ class RankMonitor:
         True on every rank soon after one heard of it, but not at the same moment: for leaving
         an evaluation loop, say. What all ranks must do together asks ``stop_now``.
         """
-        self._polled = True
+        self._polls += 1
         self.told = self.told or self._heard_at is not None
         return self.told
 
@@ -100,6 +109,9 @@ class RankMonitor:
     def exit_code(self) -> ExitCode:
         """What a stop that was asked for ends with: 130 after SIGINT, else 143."""
         return ExitCode.INTERRUPTED if self.notice is signal.SIGINT else ExitCode.PREEMPTED
+
+    def _progress(self) -> tuple[int, int]:
+        return (-1 if self.last_step is None else self.last_step), self._polls
 
     def _hear(self, number: signal.Signals) -> None:
         self.notice = number
@@ -131,7 +143,7 @@ class RankMonitor:
             log.warning("another rank was asked to stop: all ranks stop together")
 
     def _end_where_nothing_polls(self, number: signal.Signals) -> None:
-        if self._polled or self.last_step is not None:
+        if self._polls or self.last_step is not None:
             return
         if number is signal.SIGINT:
             raise KeyboardInterrupt

@@ -20,6 +20,8 @@ class ProcessInfo:
     """``R``, ``S``, ``D``, ``T``, ``Z`` …; ``Z`` is dead and not yet waited for."""
     started: int
     """Clock ticks since boot; with ``pid`` it identifies a process for good."""
+    name: str = ""
+    """At most 15 bytes of the program's name; also of one that is dead."""
 
     @property
     def zombie(self) -> bool:
@@ -107,4 +109,5 @@ def _read(pid: int) -> ProcessInfo | None:
         session=int(fields[3]),
         state=fields[0].decode(),
         started=int(fields[19]),
+        name=text[text.index(b"(") + 1 : text.rindex(b")")].decode(errors="replace"),
     )

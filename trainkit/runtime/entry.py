@@ -167,16 +167,26 @@ def _visible_gpus() -> int:
 
 
 def _start_ranks(topology: Topology, settings: config.Settings) -> int:
-    from trainkit.launch.elastic import own_command, start_ranks
+    from trainkit.launch.entry import Entry
+    from trainkit.launch.output import OutputOptions
     from trainkit.launch.plan import plan_ranks
+    from trainkit.launch.running import Launch
 
-    plan = plan_ranks(topology, own_command(), config.environ(), run_id=uuid.uuid4().hex)
-    return start_ranks(
-        plan,
+    entry = Entry.of_this_process()
+    environ = config.environ()
+    plan = plan_ranks(topology, entry.argv(), environ, run_id=uuid.uuid4().hex)
+    launch = Launch(
+        entry=entry,
+        name=topology.label(),
+        environ=environ,
+        output=OutputOptions(captured=False),
+        forked=False,
         grace_period=settings.grace_period,
         timeout=settings.timeout,
         notices=settings.preemption_signals,
+        hang_timeout=settings.hang_timeout,
     )
+    return launch.run_ranks(plan, launch.start())
 
 
 def _require_rank_or_server(topology: Topology, caller: str) -> None:

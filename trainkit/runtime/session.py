@@ -13,6 +13,7 @@ from trainkit.coordination import StepAgreement
 from trainkit.errors import DeadlineError, Preempted, TrainkitError, UsageError
 from trainkit.frameworks import frameworks_named_by
 from trainkit.lifecycle import RankMonitor
+from trainkit.lifecycle.stacks import write_stacks_to
 from trainkit.runtime.context import Context
 from trainkit.strategies import Strategy, resolve
 from trainkit.topology import Topology
@@ -114,8 +115,12 @@ class Session:
         # First of all, so that a notice is heard while this rank waits for others; as PID 1 a
         # process without a handler would not even be ended by SIGTERM.
         self._monitor = RankMonitor(
-            signals=self._settings.preemption_signals, grace_period=self._settings.grace_period
+            signals=self._settings.preemption_signals,
+            grace_period=self._settings.grace_period,
+            heartbeat_file=self._settings.heartbeat_file,
         )
+        if self._settings.stacks_file is not None:
+            write_stacks_to(self._settings.stacks_file)
         self._monitor.start()
         self._strategy.connect(self._topology, self._settings.timeout)
         self._agree_to_stop(self._monitor)

@@ -120,6 +120,11 @@ class Topology:
             values[spec.name] = str(value) if isinstance(value, Role) else value
         return values
 
+    def label(self) -> str:
+        """This pod or process in a few characters, such as ``worker-1``."""
+        index = self.node_rank if self.role_index is None else self.role_index
+        return f"{self.role}-{index or 0}"
+
     def summary(self) -> str:
         """One line for the log, such as ``pytorchjob worker 1 · rank 2 of 4 · …``."""
         index = "" if self.role_index is None else f" {self.role_index}"

@@ -1,0 +1,243 @@
+"""``trainkit launch`` from the command line to the exit code, with real ranks."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch.conftest import PLAIN, TRAINING
+
+TWO = ("--nproc-per-node", 2)
+
+
+def there(one):
+    """What ranks said when they met: (rank, world size, restart)."""
+    lines = [line.split("there ")[1] for line in one.out.splitlines() if "there " in line]
+    return sorted(tuple(map(int, line.split())) for line in lines)
+
+
+def test_two_ranks_meet_as_under_torchrun(launch):
+    one = launch(*TWO, script=PLAIN + "print(sys.argv[1:], __name__)", arguments=["a", "--b"])
+    assert one.wait() == 0, one.err
+    assert there(one) == [(0, 2, 0), (1, 2, 0)]
+    assert "[worker-0 r1] ['a', '--b'] __main__" in one.out
+    assert "local worker · starts 2 ranks 0–1 of 2" in one.err
+
+
+def test_a_module_and_one_rank_without_a_prefix(launch, tmp_path):
+    (tmp_path / "mine.py").write_text(PLAIN)
+    one = launch("-m", "mine")  # the script of the fixture becomes its argument
+    assert one.wait() == 0, one.err
+    assert one.out == "there 0 1 0\n"
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_a_rank_that_is_killed_comes_back_in_place(launch, preload):
+    """20 of 20 with both: bare torchrun with gloo loses about half."""
+    rounds = 20 if preload == "--preload" else 4
+    rng = random.Random(preload)
+    moments = [rng.choice([0.0, 0.0, rng.uniform(0, 0.05)]) for _ in range(rounds)]
+    script = PLAIN + (
+        "import time, signal\n"
+        f"moments = {moments}\n"
+        f"if restart < {rounds}:\n"
+        "    if rank == restart % 2:\n"
+        "        time.sleep(moments[restart])\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    while True: meet()\n"
+        "dist.destroy_process_group()\n"
+    )
+    one = launch(*TWO, "--max-restarts", rounds, preload, script=script)
+    assert one.wait() == 0, one.err
+    # A rank may be killed before the other has said that they met; the last round is whole.
+    assert there(one)[-1] == (1, 2, rounds)
+    assert {restart for _, _, restart in there(one)} == set(range(rounds + 1))
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("raise ValueError('mine')", 70),
+        ("sys.exit(7)", 7),
+        ("sys.exit(78)", 78),
+        ("os.kill(os.getpid(), 9)", 137),
+        ("os.kill(os.getpid(), 11)", 139),
+        ("sys.exit(138)", 138),
+    ],
+)
+def test_the_exit_code_says_what_happened(launch, what, code):
+    one = launch(*TWO, script=PLAIN + f"if rank == 1: {what}\nmeet()")
+    assert one.wait() == code, one.err
+    assert "rank 1" in one.err
+
+
+@pytest.mark.parametrize("code", [2, 65, 66, 77, 78])
+def test_what_stays_wrong_is_not_tried_again(launch, code):
+    one = launch(*TWO, "--max-restarts", 3, script=PLAIN + f"sys.exit({code} if rank else 0)")
+    assert one.wait() == code
+    assert {restart for _, _, restart in there(one)} == {0}
+
+
+def test_a_script_that_is_not_there(tmp_path):
+    command = [sys.executable, "-m", "trainkit", "launch"]
+    gone = subprocess.run([*command, "gone.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert gone.returncode == 66
+    assert "there is no script 'gone.py'" in gone.stderr
+    assert "Traceback" not in gone.stderr
+    wrong = subprocess.run([*command, "--nope", "x.py"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+
+
+def test_the_process_that_ranks_are_forked_from_is_fit_for_it(launch):
+    """One native thread, no CUDA, no connection to anywhere."""
+    script = (
+        "import os, sys, torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "nursery = os.getppid()\n"
+        "tasks = os.listdir(f'/proc/{nursery}/task')\n"
+        "maps = open(f'/proc/{nursery}/maps').read()\n"
+        "where = f'/proc/{nursery}/fd'\n"
+        "files = [os.readlink(f'{where}/{fd}') for fd in os.listdir(where)]\n"
+        "unix = open(f'/proc/{nursery}/net/unix').read()\n"
+        "inet = [f for f in files if f.startswith('socket:') and f[8:-1] not in unix]\n"
+        "print('FIT', len(tasks), 'libtorch' in maps, 'nvidia0' in maps, inet, flush=True)\n"
+    )
+    one = launch("--nproc-per-node", 1, script=script)
+    assert one.wait() == 0, one.err
+    assert "FIT 1 True False []" in one.out
+
+
+def test_without_preload_a_rank_has_an_interpreter_of_its_own(launch):
+    script = "import sys\nprint('torch' in sys.modules, sys.flags.interactive)\nimport torch\n"
+    one = launch("--no-preload", script=script)
+    assert one.wait() == 0, one.err
+    assert one.out == "False 0\n"
+    assert launch("--preload", script=script).wait() == 0
+
+
+def test_a_stop_is_saved_and_ends_with_143(launch, tmp_path):
+    ckpt = tmp_path / "ckpt"
+    environ = {"TRAINKIT_CHECKPOINT_DIR": str(ckpt), "STEPS": "100000", "PAUSE": "0.01"}
+    one = launch(*TWO, script=TRAINING, **environ)
+    one.await_line("step 0 3")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait() == 143, one.err
+    last = [int(line.split()[-1]) for line in one.out.splitlines() if "step 0" in line][-1]
+    assert f"saved step {last}" in one.err
+
+
+def test_sigint_ends_with_130(launch, tmp_path):
+    environ = {"TRAINKIT_CHECKPOINT_DIR": str(tmp_path / "c"), "STEPS": "100000", "PAUSE": "0.01"}
+    one = launch(*TWO, script=TRAINING, **environ)
+    one.await_line("step 0 3")
+    one.process.send_signal(signal.SIGINT)
+    assert one.wait() == 130, one.err
+
+
+STUBBORN = PLAIN + (
+    "import signal, time, subprocess\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen(['sh', '-c', 'sleep 1000; true'], start_new_session=True)\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(1000)\n"
+)
+"""Ignores SIGTERM, and has grandchildren in a session of their own."""
+
+
+def test_a_second_notice_ends_at_once_and_leaves_nothing(launch):
+    one = launch(*TWO, "--grace-period", 100, script=STUBBORN)
+    one.await_line("ready", 2)
+    one.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.process.wait(2)  # it waits for its ranks; another soon after is an echo
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait() == 143
+
+
+def test_ranks_that_do_not_end_are_killed_after_the_grace_period(launch):
+    one = launch(*TWO, "--grace-period", 1, script=STUBBORN)
+    one.await_line("ready", 2)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait() == 137, one.err
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(launch):
+    one = launch(*TWO, script=STUBBORN)
+    one.await_line("ready", 2)
+    one.process.kill()
+    assert one.wait() == -9
+
+
+def test_nothing_outlives_a_launcher_of_a_shell_that_is_killed(launch, tmp_path):
+    (tmp_path / "train.py").write_text(
+        "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n"
+    )
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        one = launch("--no-python", "sh", "-c", f"{sys.executable} train.py; true")
+        one.await_line("ready")
+        one.process.send_signal(number)
+        assert one.wait() == code, one.err
+
+
+def test_a_rank_that_is_stopped_is_found_and_told_of(launch, tmp_path):
+    script = TRAINING.replace(
+        "        checkpoints.step(",
+        "        if ctx.rank == 1 and progress.step == 8:\n"
+        "            os.kill(os.getpid(), 19)\n        checkpoints.step(",
+    )
+    environ = {"TRAINKIT_CHECKPOINT_DIR": str(tmp_path / "c"), "STEPS": "20"}
+    one = launch(*TWO, script=script, TRAINKIT_HANG_TIMEOUT="5", **environ)
+    assert one.wait() == 138, one.err
+    assert "rank 1: no step for" in one.err
+    assert "its process does not run" in one.err
+    assert "stacks of rank 0:" in one.err
+    assert 'script0.py", line' in one.err  # where rank 0 waits
+
+
+def test_a_child_of_a_rank_that_is_killed_is_no_success(launch):
+    script = "import os, time\npid = os.fork()\nif pid == 0: time.sleep(1000)\nos.kill(pid, 9)\n"
+    one = launch(script=script)
+    assert one.wait() >= 128
+    assert "was killed" in one.err
+
+
+def test_files_of_each_rank(launch, tmp_path):
+    script = PLAIN + "print('err', rank, file=sys.stderr)"
+    one = launch(*TWO, "--log-dir", tmp_path / "logs", "-r", "0:1", script=script)
+    assert one.wait() == 0, one.err
+    run = next((tmp_path / "logs").iterdir())
+    assert (run / "attempt_0/0/stdout.log").read_text() == "there 0 2 0\n"
+    assert "err 1" in (run / "attempt_0/1/stderr.log").read_text()
+    assert there(one) == [(1, 2, 0)]
+    two = launch(*TWO, "--local-ranks-filter", "1", "--log-json", script=PLAIN)
+    assert two.wait() == 0
+    assert json.loads(two.out)["message"] == "there 1 2 0"
+
+
+def test_dry_run_shows_what_would_run_and_no_secret(launch):
+    one = launch(*TWO, "--dry-run", "--max-restarts", 4, MY_TOKEN="hush-hush-hush")
+    assert one.wait() == 0
+    assert "starts 2 rank(s)" in one.out
+    assert "restarts in place: 4" in one.out
+    assert "hush" not in one.out + one.err
+    assert "there" not in one.out
+
+
+def test_variables_say_the_same_as_flags(launch):
+    one = launch("-m", "mine", PET_NPROC_PER_NODE="2", PET_MAX_RESTARTS="")
+    assert one.wait() == 70 or "No module named" in one.err
+    two = launch(script=PLAIN, PET_NPROC_PER_NODE="2", PET_LOCAL_RANKS_FILTER="0")
+    assert two.wait() == 0, two.err
+    assert there(two) == [(0, 2, 0)]
+
+
+def test_values_with_signs_arrive_as_they_are(launch):
+    value = "=mlx5_0:1,mlx5_1:1;x=y"
+    script = "import os, torch\nprint(os.environ['NCCL_IB_HCA'])"
+    for preload in ("--preload", "--no-preload"):
+        one = launch(preload, script=script, NCCL_IB_HCA=value)
+        assert one.wait() == 0
+        assert one.out == value + "\n"

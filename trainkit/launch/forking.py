@@ -1,0 +1,215 @@
+"""The nursery's own loop: fork ranks, reap them, and end them with the launcher.
+
+It must stay fit for forking: one native thread, no CUDA, no open sessions.
+"""
+
+import contextlib
+import gc
+import os
+import selectors
+import shutil
+import signal
+import socket
+import time
+import weakref
+from typing import Any, NoReturn
+
+from trainkit.launch.nursery import receive, send
+from trainkit.launch.rank import become_rank
+from trainkit.processes.kernel import adopt_orphans
+from trainkit.processes.table import ProcessInfo, descendants, process_table
+from trainkit.waiting import Deadline
+
+__all__ = ["main", "serve"]
+
+_HEARTBEAT = 1.0
+"""Seconds between two looks at whether the launcher lives, should its socket stay open."""
+
+
+def main(descriptor: int, launcher: int) -> NoReturn:
+    """The nursery in an interpreter of its own."""
+    os.set_inheritable(descriptor, False)
+    serve(socket.socket(fileno=descriptor), launcher)
+
+
+def serve(control: socket.socket, launcher: int) -> NoReturn:
+    """Serve the launcher at the other end until it is gone; then end everything below."""
+    os.setsid()  # a terminal's Ctrl-C is the launcher's, which passes it on
+    _spare_finalizers()
+    gc.collect()
+    gc.freeze()  # later collections leave these objects, and the pages they share, alone
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    adopt_orphans()
+    server = _Server(control, launcher)
+    try:
+        server.loop()
+    finally:
+        server.end_all()
+        os._exit(0)
+
+
+def _spare_finalizers() -> None:
+    """Keep ranks from running the finalizers of preloaded modules when they end.
+
+    torch alone takes 30 to 50 ms there to take down its operator tables, one by one, in a
+    process whose memory is about to go. What a rank registers itself does run.
+    """
+    # Private, hence the default: without it the ranks only end later.
+    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
+        finalizer.atexit = False
+
+
+class _Server:
+    def __init__(self, control: socket.socket, launcher: int) -> None:
+        self._control, self._launcher, self._pid = control, launcher, os.getpid()
+        self._children: set[int] = set()
+        self._folders: list[str] = []
+        self._killed: set[int] = set()  # by us, so that their ends are nobody's fault
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(control, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that select wakes up
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def loop(self) -> None:
+        while os.getppid() == self._launcher:
+            for key, _ in self._selector.select(_HEARTBEAT):
+                if key.fileobj is self._control:
+                    try:
+                        message, files = receive(self._control)
+                    except OSError:
+                        return
+                    if message is None:
+                        return
+                    if not self._answer(message, files):
+                        return
+                else:
+                    os.read(self._woken, 4096)
+            if not self._reap():
+                return
+
+    def _answer(self, message: dict[str, Any], files: list[int]) -> bool:
+        """Do what is asked; False at the end."""
+        match message["op"]:
+            case "start":
+                self._start(message, files)
+            case "signal" if message["pid"] in self._children:
+                self._signal(message["pid"], message["number"])
+            case "folder":
+                self._folders.append(message["path"])
+            case "close":
+                self._close(message["grace"])
+                return False
+        return True
+
+    def _start(self, message: dict[str, Any], files: list[int]) -> None:
+        named = dict(zip(message["files"], files, strict=True))
+        pid, error = 0, ""
+        try:
+            pid = os.fork()
+        except OSError as reason:
+            error = str(reason)
+        if pid == 0 and not error:
+            try:
+                self._close_own_files()
+                become_rank(message, named, self._pid)
+            finally:
+                os._exit(1)
+        for descriptor in files:
+            os.close(descriptor)
+        if pid:
+            self._children.add(pid)
+        send(self._control, {"event": "started", "pid": pid, "error": error}, [])
+
+    def _close_own_files(self) -> None:
+        # First: a signal that comes now must not be written into a file that reuses the number.
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        self._control.close()
+        os.close(self._woken)
+        os.close(self._wake)
+
+    def _signal(self, pid: int, number: int) -> None:
+        below = descendants(pid) if number == signal.SIGKILL else {}
+        self._killed |= below.keys()
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                os.kill(pid, number)  # before its setsid it has no group of its own
+        for info in below.values():  # those with groups of their own too
+            _kill(info, number)
+
+    def _reap(self) -> bool:
+        """Tell of children that ended; False when nobody listens any more."""
+        try:
+            while True:
+                try:
+                    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                except ChildProcessError:
+                    return True
+                if found is None:
+                    return True
+                pid = found.si_pid
+                stray = None
+                if pid not in self._children:
+                    stray = process_table().get(pid)
+                _, status = os.waitpid(pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                if pid in self._children:
+                    self._children.discard(pid)
+                    event = {"event": "ended", "pid": pid, "exitcode": code, "time": time.time()}
+                elif pid in self._killed:
+                    self._killed.discard(pid)
+                    continue
+                else:
+                    command = stray.name if stray is not None else ""
+                    event = {"event": "stray", "pid": pid, "command": command, "exitcode": code}
+                send(self._control, event, [])
+        except OSError:
+            return False
+
+    def _close(self, grace: float) -> None:
+        """Let what is left end: SIGTERM, and after ``grace`` seconds SIGKILL."""
+        deadline = Deadline(grace)
+        asked: set[int] = set()
+        while not deadline.passed:
+            living = [info for info in descendants(self._pid).values() if not info.zombie]
+            for info in living:
+                if info.pid not in asked:
+                    asked.add(info.pid)
+                    _kill(info, signal.SIGTERM)
+            self._reap()
+            if not living:
+                break
+            self._selector.select(0.01)
+        self.end_all()
+        with contextlib.suppress(OSError):
+            send(self._control, {"event": "closed"}, [])
+
+    def end_all(self) -> None:
+        """Kill all that descends from this process, until nothing is left, nor its files."""
+        self._kill_all()
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _kill_all(self) -> None:
+        deadline = Deadline(10.0)
+        while not deadline.passed:
+            living = [info for info in descendants(self._pid).values() if not info.zombie]
+            for info in living:
+                _kill(info, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if not living:
+                return
+            time.sleep(0.002)
+
+
+def _kill(info: ProcessInfo, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(info.pid, number)

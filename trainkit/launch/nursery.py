@@ -1,0 +1,247 @@
+"""The process that ranks are forked from, as the launcher sees it.
+
+A launcher has threads (torch's store, the output) and so must not fork. It forks the nursery
+while it has none, with the frameworks imported, and asks it for ranks from then on: importing
+is paid once, and a restart costs milliseconds. The nursery is also the parent that outlives
+the launcher: when its socket closes it ends every rank and all that they started.
+"""
+
+import array
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainkit import config
+from trainkit.errors import RetryableError
+from trainkit.launch.entry import Entry
+from trainkit.waiting import Deadline
+
+__all__ = ["Ended", "Nursery", "Stray", "receive", "send"]
+
+_LENGTH = struct.Struct("!I")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that the nursery started has ended."""
+
+    pid: int
+    exitcode: int
+    """As in subprocess: negative is a signal."""
+    time: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A process that a rank had started, and that outlived its own parent, has ended."""
+
+    pid: int
+    command: str
+    exitcode: int
+
+
+class Nursery:
+    """Starts processes, signals them, and tells of their ends."""
+
+    def __init__(self, control: socket.socket, pid: int) -> None:
+        """Take over the socket to a nursery that runs; ``start`` makes one."""
+        self.pid = pid
+        self._control = control
+        self._lock = threading.Lock()
+        self._events: list[Ended | Stray] = []
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    @classmethod
+    def start(cls) -> "Nursery":
+        """Fork it from this process; in an interpreter of its own where there are threads."""
+        if len(os.listdir("/proc/self/task")) != 1:
+            return cls._start_anew()
+        ours, theirs = socket.socketpair()
+        launcher = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                from trainkit.launch.forking import serve
+
+                serve(theirs, launcher)
+            finally:
+                os._exit(1)
+        theirs.close()
+        return cls(ours, pid)
+
+    @classmethod
+    def _start_anew(cls) -> "Nursery":
+        ours, theirs = socket.socketpair()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from trainkit.launch.forking import main; "
+            f"main({theirs.fileno()}, {os.getpid()})"
+        )
+        with theirs:
+            arguments = [sys.executable or "/proc/self/exe", "-c", code]
+            os.set_inheritable(theirs.fileno(), True)
+            # Not by subprocess, whose Popen would wait for a child that is not its own business.
+            pid = os.posix_spawn(arguments[0], arguments, config.environ())
+        return cls(ours, pid)
+
+    def spawn(
+        self, entry: Entry, environ: Mapping[str, str], files: Mapping[str, int], *, forked: bool
+    ) -> int:
+        """Start a process.
+
+        Args:
+            entry: what it runs.
+            environ: all of its environment.
+            files: open files for ``stdout`` and ``stderr``; they stay open here.
+            forked: run Python code in the fork itself; else in an interpreter of its own.
+
+        Returns:
+            Its process id.
+
+        Raises:
+            RetryableError: it cannot be started; the message says why.
+        """
+        request = {
+            "op": "start",
+            "entry": entry.dump(),
+            "environ": dict(environ),
+            "files": list(files),
+            "forked": forked,
+        }
+        self._send(request, list(files.values()))
+        while True:
+            answer = self._receive()
+            if answer["event"] == "started":
+                if answer["error"]:
+                    raise RetryableError(f"a rank could not be started: {answer['error']}")
+                return int(answer["pid"])
+            self._take(answer)
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a process and all that stayed in its group; from any thread."""
+        with contextlib.suppress(OSError):
+            self._send({"op": "signal", "pid": pid, "number": int(number)})
+
+    def remove_at_the_end(self, folder: Path) -> None:
+        """Have ``folder`` removed also where this process is killed, and cannot do it itself."""
+        self._send({"op": "folder", "path": str(folder)})
+
+    def events(self, timeout: float) -> list[Ended | Stray]:
+        """What has ended, waiting at most ``timeout`` seconds for the first.
+
+        Raises:
+            RetryableError: the nursery itself is gone.
+        """
+        deadline = Deadline(timeout)
+        while not self._events:
+            if not self._selector.select(deadline.left):
+                break
+            self._take(self._receive())
+        while self._selector.select(0):
+            self._take(self._receive())
+        found, self._events = self._events, []
+        return found
+
+    def close(self, grace: float = 0.0) -> list[Stray]:
+        """End all that is left, and the nursery; processes get ``grace`` seconds after SIGTERM.
+
+        Returns:
+            Processes that ended meanwhile without a parent of their own.
+        """
+        strays: list[Stray] = []
+        with contextlib.suppress(OSError, RetryableError):
+            self._send({"op": "close", "grace": grace})
+            deadline = Deadline(grace + 10.0)
+            while not deadline.passed and self._selector.select(deadline.left):
+                answer = self._receive()
+                if answer["event"] == "closed":
+                    break
+                self._take(answer)
+        strays += [event for event in self._events if isinstance(event, Stray)]
+        self._selector.close()
+        self._control.close()
+        with contextlib.suppress(ChildProcessError):
+            deadline = Deadline(5.0)
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                if deadline.passed:
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    break
+                time.sleep(0.002)
+        return strays
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "ended":
+            self._events.append(Ended(event["pid"], event["exitcode"], event["time"]))
+        elif event["event"] == "stray":
+            self._events.append(Stray(event["pid"], event["command"], event["exitcode"]))
+
+    def _send(self, message: Mapping[str, Any], files: list[int] | None = None) -> None:
+        with self._lock:
+            send(self._control, message, files or [])
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            message, _ = receive(self._control)
+        except OSError as reason:
+            raise RetryableError(f"the process that starts ranks was lost ({reason})") from None
+        if message is None:
+            raise RetryableError("the process that starts ranks was killed, and all ranks with it")
+        return message
+
+
+def send(control: socket.socket, message: Mapping[str, Any], files: list[int]) -> None:
+    """Send one message, and open files with it."""
+    data = json.dumps(message).encode("utf-8", "surrogateescape")
+    head = _LENGTH.pack(len(data))
+    if files:
+        rights = array.array("i", files)
+        control.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    else:
+        control.sendall(head)
+    control.sendall(data)
+
+
+def receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Receive one message and its open files; None at the end.
+
+    Raises:
+        OSError: the other end is gone in the middle of a message.
+    """
+    size = 16 * array.array("i").itemsize
+    head, ancillary, _, _ = control.recvmsg(_LENGTH.size, socket.CMSG_SPACE(size))
+    files = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            files.frombytes(data[: len(data) - len(data) % files.itemsize])
+    if not head:
+        return None, []
+    while len(head) < _LENGTH.size:
+        head += _exactly(control, _LENGTH.size - len(head))
+    (length,) = _LENGTH.unpack(head)
+    text = _exactly(control, length).decode("utf-8", "surrogateescape")
+    message: dict[str, Any] = json.loads(text)
+    return message, list(files)
+
+
+def _exactly(control: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        part = control.recv(min(length - len(data), 1 << 20))
+        if not part:
+            raise ConnectionResetError("a message that was cut off")
+        data += part
+    return bytes(data)

@@ -1,0 +1,126 @@
+"""From the fork to the user's code: what makes a copy of the nursery a rank of its own."""
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainkit import config
+from trainkit.errors import InputMissingError, NoPermissionError
+from trainkit.launch.entry import Entry
+from trainkit.lifecycle import report
+from trainkit.lifecycle.stacks import write_stacks_to
+from trainkit.processes.kernel import die_with_parent
+from trainkit.processes.program import (
+    default_signals,
+    own_frames_off,
+    run_module,
+    run_script,
+    shut_down,
+)
+
+__all__ = ["become_rank"]
+
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
+
+
+def become_rank(request: Mapping[str, Any], files: Mapping[str, int], nursery: int) -> NoReturn:
+    """Turn the process just forked into the rank that ``request`` describes, and run it.
+
+    Args:
+        request: ``entry``, as ``Entry.dump`` has it, and ``environ``, all of it.
+        files: open files for ``stdout`` and ``stderr``; what is missing stays.
+        nursery: process id of the parent; this process dies with it.
+    """
+    code = 1
+    try:
+        os.setsid()  # a group of its own, to which signals are sent
+        die_with_parent()
+        if os.getppid() != nursery:
+            os._exit(1)  # it died before the line above
+        entry = Entry.load(request["entry"])
+        _take_files(files)
+        default_signals()
+        if entry.kind == "program" or not request["forked"]:
+            _execute(entry, request["environ"])
+        _take_place(entry, request["environ"])
+        stacks = config.settings().stacks_file
+        if stacks is not None:
+            write_stacks_to(stacks)
+        code = _perform(entry)
+    except BaseException as error:  # before the user's code: a fault of ours, or of the system
+        code = report(error, rank=None, error_file=None)
+    finally:
+        # Whatever happens, a rank must not return into the nursery's loop.
+        shut_down(code)
+
+
+def _take_files(files: Mapping[str, int]) -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if name in files:
+            os.dup2(files[name], descriptor)
+            os.close(files[name])
+
+
+def _execute(entry: Entry, environ: Mapping[str, str]) -> NoReturn:
+    argv = entry.argv()
+    try:
+        os.execvpe(argv[0], argv, environ)  # noqa: S606 - running it is the purpose
+    except OSError as reason:
+        os.write(2, f"trainkit: cannot run {argv[0]!r}: {reason.strerror}\n".encode())
+        missing = isinstance(reason, FileNotFoundError)
+        kind = InputMissingError if missing else NoPermissionError
+        os._exit(int(kind.exit_code))
+
+
+def _take_place(entry: Entry, environ: Mapping[str, str]) -> None:
+    config.set_environ(
+        {name: None for name in config.environ() if name not in environ} | dict(environ)
+    )
+    for stream in (sys.stdout, sys.stderr):
+        # As python -u has them. The objects stay the same: handlers of libraries hold them; and
+        # so does the encoding, since changing it asks a file for its place, which a pipe lacks.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
+    time.tzset()
+    tempfile.tempdir = None  # it was looked up with the launcher's variables
+    own_paths = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    launcher_paths = [path for path in sys.path if path not in own_paths]
+    first = str(Path(entry.target).resolve().parent) if entry.kind == "script" else os.getcwd()
+    sys.path[:] = [first, *own_paths, *launcher_paths[1:]]
+    sys.argv[:] = [entry.target if entry.kind == "script" else "-m", *entry.arguments]
+    importlib.invalidate_caches()
+    numpy_random, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
+    if numpy_random is not None:
+        numpy_random.seed(None)  # else all ranks draw the same; `random` sees to itself
+    threads = environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and threads.isdigit():
+        # OpenMP read the variable when it was loaded, in the launcher, where it was 1.
+        torch.set_num_threads(max(1, int(threads)))
+
+
+def _perform(entry: Entry) -> int:
+    """Run the user's program; the exit code is the one that says what an operator may do."""
+    environ = config.environ()
+    try:
+        if entry.kind == "module":
+            run_module(entry.target)
+        else:
+            target = Path(entry.target)
+            run_script(str(target / "__main__.py" if target.is_dir() else target))
+    except BaseException as error:
+        error.__traceback__ = own_frames_off(error.__traceback__, __file__)
+        return report(
+            error,
+            rank=int(environ["RANK"]) if environ.get("RANK", "").isdigit() else None,
+            error_file=environ.get("TORCHELASTIC_ERROR_FILE"),
+        )
+    return 0

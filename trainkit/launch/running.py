@@ -1,0 +1,229 @@
+"""Running what a plan says, from the first rank to the report."""
+
+import contextlib
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainkit import config
+from trainkit.errors import DeadlineError, DependencyError, ExitCode
+from trainkit.launch.entry import Entry
+from trainkit.launch.hang import Stuck
+from trainkit.launch.local_ranks import LocalRanks, RankSpec
+from trainkit.launch.nursery import Nursery
+from trainkit.launch.output import OutputOptions, RankOutput
+from trainkit.launch.plan import ProgramPlan, RankPlan
+from trainkit.launch.report import failure_report
+from trainkit.launch.supervisor import Supervisor
+from trainkit.launch.termination import write_termination_message
+from trainkit.resources.cpus import cpu_limit
+from trainkit.resources.memory import oom_kills
+
+__all__ = ["Launch"]
+
+_DRAIN = 5.0
+"""Seconds in which the last output of ranks is copied."""
+_ORDERLY = (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One launch of this pod: what is to run, and how.
+
+    ``start`` must be called while this process has one thread; it imports torch where ranks
+    are to be forked.
+    """
+
+    entry: Entry
+    name: str
+    """Of this pod in labels, such as ``worker-1``."""
+    environ: Mapping[str, str]
+    """Of the ranks, but for what is added for each."""
+    output: OutputOptions
+    forked: bool
+    """Whether ranks are forks that have torch."""
+    grace_period: float
+    timeout: float
+    notices: Sequence[signal.Signals]
+    hang_timeout: float = 0.0
+
+    def start(self) -> Nursery:
+        """Import what ranks share, and fork the nursery."""
+        if self.forked:
+            preload()
+        return Nursery.start()
+
+    def run_ranks(self, plan: RankPlan, nursery: Nursery, local_addr: str | None = None) -> int:
+        """Run the ranks of ``plan`` to their end, and return the exit code of this process.
+
+        Raises:
+            DeadlineError: the other nodes did not come.
+            Preempted: a notice came while no rank was running.
+            DependencyError: torch is not installed.
+        """
+        try:
+            from trainkit.launch import elastic
+        except ImportError as reason:
+            nursery.close()
+            raise DependencyError(
+                f"{plan.nproc} ranks are to be started by torch's elastic agent, and torch cannot "
+                f'be imported ({reason}). Install "trainkit[torch]", or torch in the build that '
+                f"fits your GPUs."
+            ) from None
+        # Only the handler's own store would be served to all rounds; FreshStores has its own.
+        config.set_environ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+        environ = self._shared_cpus(plan.nproc)
+        with self._ranks(nursery, environ, plan.run_id) as (ranks, supervisor, ooms):
+            rendezvous = elastic.rendezvous_of(plan, self.timeout, local_addr)
+            agent = elastic.RankAgent(
+                plan, rendezvous, ranks, environ, name=self.name, grace_period=self.grace_period
+            )
+            with _rendezvous_errors(plan, self.timeout):
+                try:
+                    agent.run()
+                except elastic.Stopped:
+                    pass
+                else:
+                    rendezvous.shutdown()
+            lost = rendezvous.lost_nodes() if _only_lost_peers(ranks) else []
+            return self._finish(ranks, supervisor, ooms, lost)
+
+    def run_program(self, plan: ProgramPlan, nursery: Nursery, max_restarts: int = 0) -> int:
+        """Run one process as it is to its end, and return the exit code of this process."""
+        with self._ranks(nursery, self.environ, "program") as (ranks, supervisor, ooms):
+            rank = self.environ.get("RANK", "0")
+            spec = RankSpec(int(rank) if rank.isdigit() else 0, 0, self.name, self.environ)
+            for left in range(max_restarts, -1, -1):
+                ranks.start([spec])
+                while ranks.running:
+                    ranks.watch(1.0)
+                if ranks.wanted or not ranks.failed:
+                    break
+                if (
+                    not failure_report(ranks.ends, host=socket.gethostname()).retryable_in_place
+                    or not left
+                ):
+                    break
+            return self._finish(ranks, supervisor, ooms, [])
+
+    @contextlib.contextmanager
+    def _ranks(
+        self, nursery: Nursery, environ: Mapping[str, str], run_id: str
+    ) -> Iterator[tuple[LocalRanks, Supervisor, int]]:
+        del environ
+        with tempfile.TemporaryDirectory(prefix="trainkit-ranks-") as folder:
+            nursery.remove_at_the_end(Path(folder))
+            output = RankOutput(self.output, run_id, Path(folder))
+            ranks = LocalRanks(
+                nursery,
+                self.entry,
+                output,
+                output.folder,
+                forked=self.forked,
+                hang_timeout=self.hang_timeout,
+            )
+            supervisor = Supervisor(notices=self.notices, grace_period=self.grace_period)
+            try:
+                with supervisor:
+                    supervisor.look_after(ranks)
+                    yield ranks, supervisor, oom_kills()
+            finally:
+                ranks.close()
+                output.close(_DRAIN)
+
+    def _finish(
+        self, ranks: LocalRanks, supervisor: Supervisor, ooms: int, lost: Sequence[int]
+    ) -> int:
+        ranks.close(0.0)
+        failed = [end for end in ranks.ends if end.exitcode]
+        if ranks.wanted:
+            number = ranks.wanted[0]
+            orderly = (*_ORDERLY, -number, 128 + number)
+            if all(end.exitcode in orderly for end in failed):
+                return supervisor.code_after(number) if failed else ExitCode.DONE
+        if ranks.stuck:
+            return self._say_of_hang(ranks.stuck)
+        killed = [(s.pid, s.command, -s.exitcode) for s in ranks.strays if s.exitcode < 0]
+        if not failed and not any(number == signal.SIGKILL for _, _, number in killed):
+            return ExitCode.DONE
+        report = failure_report(
+            ranks.ends,
+            host=socket.gethostname(),
+            oom_kills=max(0, oom_kills() - ooms),
+            attempts=ranks.attempt + 1,
+            killed_children=killed,
+        )
+        text = report.text()
+        if lost:
+            nodes = ", ".join(map(str, lost))
+            text += f"trainkit: node {nodes} gives no sign of life: its launcher is lost\n"
+        print(text, end="", file=sys.stderr, flush=True)
+        path = config.settings().termination_log
+        write_termination_message(report.termination_message(), path)
+        return report.exit_code
+
+    def _say_of_hang(self, stuck: Sequence[Stuck]) -> int:
+        """Report ranks that did no step any more: the one that is behind is the cause."""
+        text = (
+            f"trainkit: {stuck[0]}: ended after TRAINKIT_HANG_TIMEOUT={self.hang_timeout:g} s "
+            f"({len(stuck)} of the ranks here stood still; their stacks are in the log)"
+        )
+        print(text, file=sys.stderr, flush=True)
+        write_termination_message(text, config.settings().termination_log)
+        return ExitCode.RETRYABLE
+
+    def _shared_cpus(self, nproc: int) -> dict[str, str]:
+        """Divide the pod's CPUs over its ranks, where the user has not set a number of threads.
+
+        torch starts one thread a core of the host in every rank, and torchrun makes it 1.
+        """
+        if self.environ.get("OMP_NUM_THREADS"):
+            return dict(self.environ)
+        limit, _ = cpu_limit()
+        return {**self.environ, "OMP_NUM_THREADS": str(max(1, int(limit) // nproc))}
+
+
+def preload() -> None:
+    """Import torch with one native thread, so that this process can be forked.
+
+    OpenMP and OpenBLAS read their number of threads when they are loaded.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = config.environ()
+    config.set_environ(dict.fromkeys(names, "1"))
+    try:
+        import torch
+        import torch.distributed.elastic.agent.server.api  # what the launcher needs itself
+
+        del torch
+    finally:
+        config.set_environ({name: before.get(name) for name in names})
+
+
+def _only_lost_peers(ranks: LocalRanks) -> bool:
+    codes = {end.exitcode for end in ranks.ends if end.exitcode and not end.asked}
+    return bool(codes) and codes <= {int(ExitCode.RETRYABLE)}
+
+
+@contextlib.contextmanager
+def _rendezvous_errors(plan: RankPlan, timeout: float) -> Iterator[None]:
+    """Turn the agent's errors about other pods into one message, and a code that is retried."""
+    import torch.distributed as dist
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    try:
+        yield
+    except (RendezvousError, dist.DistError) as reason:
+        pods = f"{plan.min_nodes}"
+        if plan.max_nodes != plan.min_nodes:
+            pods += f" to {plan.max_nodes}"
+        first = str(reason).strip().partition("\n")[0] or type(reason).__name__
+        raise DeadlineError(
+            f"the launchers of {pods} pods did not meet at {plan.endpoint} ({plan.backend}, "
+            f"{timeout:.0f} s): {first}. Are all pods running, and is the address right? "
+            f"TRAINKIT_TIMEOUT sets the seconds to wait."
+        ) from None

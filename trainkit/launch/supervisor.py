@@ -1,0 +1,89 @@
+"""Signals that come for the launcher, and what they mean for its ranks."""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from trainkit.errors import ExitCode, Preempted
+from trainkit.launch.local_ranks import LocalRanks
+from trainkit.lifecycle.preemption import NoticeListener
+
+__all__ = ["Supervisor"]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What torchrun passes on, too."""
+
+_STUCK = 5.0
+"""Seconds after which a launcher that waits for others in C ends without its main thread."""
+
+
+class Supervisor:
+    """Passes the first signal on to all ranks; a second one, a second later, ends all at once.
+
+    Used from the main thread, as a context. Its thread hears at once, also while the main thread
+    waits in C; the nursery ends the ranks of a launcher that is gone.
+    """
+
+    def __init__(self, *, notices: Sequence[signal.Signals], grace_period: float) -> None:
+        """Prepare.
+
+        Args:
+            notices: signals that announce a pre-emption.
+            grace_period: seconds that ranks get.
+        """
+        self._notices = tuple(notices)
+        self._grace_period = grace_period
+        self._ranks: LocalRanks | None = None
+        self._over = False
+        self._listener = NoticeListener(
+            dict.fromkeys((*_SIGNALS, *notices)),
+            on_notice=self._hear,
+            on_main_thread=self._end_where_nothing_runs,
+        )
+
+    def __enter__(self) -> "Supervisor":
+        self._listener.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over = True
+        self._listener.close()
+
+    def look_after(self, ranks: LocalRanks) -> None:
+        """From now on pass signals on to ``ranks``."""
+        self._ranks = ranks
+
+    def code_after(self, number: signal.Signals) -> int:
+        """The exit code of a launcher that was asked to end by ``number``, and did."""
+        if number is signal.SIGINT:
+            return ExitCode.INTERRUPTED
+        return ExitCode.PREEMPTED if number in self._notices else 128 + number
+
+    def _hear(self, number: signal.Signals) -> None:
+        if self._ranks is not None:
+            self._ranks.pass_on(number, self._grace_period)
+            if self._ranks.running:
+                return
+        timer = threading.Timer(_STUCK, self._leave, (number,))
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self, number: signal.Signals) -> None:
+        if not self._over and (self._ranks is None or not self._ranks.running):
+            os._exit(self.code_after(number))
+
+    def _end_where_nothing_runs(self, number: signal.Signals) -> None:
+        if self._ranks is None or not self._ranks.running:
+            raise Preempted(
+                f"{number.name} while no rank was running here",
+                exit_code=ExitCode(self.code_after(number))
+                if self.code_after(number) in tuple(ExitCode)
+                else ExitCode.PREEMPTED,
+            )
