@@ -84,7 +84,7 @@ def load_weights(
         found: list[Restoration] = []
 
         def prepare(source: _Source = source, found: list[Restoration] = found) -> None:
-            found.append(_prepared(source, weights))
+            found.append(_prepared(source, weights, communicator.rank))
 
         outcome = on_all_ranks(communicator, prepare, timeout=timeout)
         kinds = {failure.kind for failure in outcome.failures}
@@ -129,17 +129,19 @@ def _sources(url: str) -> list[_Source]:
     )
 
 
-def _prepared(source: _Source, weights: Mapping[str, Any]) -> Restoration:
+def _prepared(source: _Source, weights: Mapping[str, Any], rank: int) -> Restoration:
     try:
-        return _of_tensors(source, weights) if source.folder is None else _of_step(source, weights)
+        if source.folder is None:
+            return _of_tensors(source, weights)
+        return _of_step(source, source.folder, weights, rank)
     except EnvironmentFaultError as error:
         raise type(error)(f"init_from={source}: {error}") from None
 
 
-def _of_step(source: _Source, weights: Mapping[str, Any]) -> Restoration:
-    if source.folder is None:
-        raise AssertionError("a step has a folder")  # a bug of ours, not a fault
-    reader = StepReader(open_storage(source.url), source.folder)
+def _of_step(
+    source: _Source, folder: StepFolder, weights: Mapping[str, Any], rank: int
+) -> Restoration:
+    reader = StepReader(open_storage(source.url), folder)
     entries = reader.manifest.entries
     missing = [name for name in weights if name not in entries]
     if missing:
@@ -147,7 +149,7 @@ def _of_step(source: _Source, weights: Mapping[str, Any]) -> Restoration:
             f"it has no entry {missing[0]!r}, which this run would begin with (it has "
             f"{', '.join(sorted(entries)) or 'nothing'}). Name the entry as it was saved."
         )
-    return reader.prepare_shared(weights)
+    return reader.prepare_shared(weights, rank)
 
 
 def _of_tensors(source: _Source, weights: Mapping[str, Any]) -> Restoration:

@@ -1,10 +1,11 @@
 """How one entry of the state becomes documents, and is given back from them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from trainkit.checkpoint.adapters.values import Encoder, decode
+from trainkit.checkpoint.format.boxes import Box
 from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Bytes
@@ -12,11 +13,13 @@ from trainkit.storage import Bytes
 __all__ = [
     "Apply",
     "Document",
+    "Parts",
     "RawFile",
     "Saved",
     "ShardedAdapter",
     "SketchingAdapter",
     "StateAdapter",
+    "Wanted",
 ]
 
 Apply = Callable[[], None]
@@ -73,14 +76,38 @@ class Document:
         return cls(path, encoder.tensors or None, json)
 
 
+class Wanted(NamedTuple):
+    """A box of a tensor that was sharded, and memory for all its bytes, contiguous."""
+
+    key: str
+    dtype: str
+    """As the format calls it."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    box: Box
+    into: memoryview
+
+
+class Parts(Protocol):
+    """What all ranks together have saved of an entry's sharded tensors, unread."""
+
+    def fill(self, wanted: Iterable[Wanted]) -> None:
+        """Read boxes of tensors, and of the files no more than these need.
+
+        Raises:
+            CheckpointDamagedError: bytes are not those that were saved, or there are too few.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
     """A document that was read and verified."""
 
     tensors: Mapping[str, StoredTensor]
     json: Any = None
-    parts: Mapping[str, Any] = field(default_factory=dict)
-    """Of tensors that were sharded: by name, those of all ranks."""
+    parts: Parts | None = None
+    """Where the document describes tensors that were sharded."""
     raw: Callable[[], memoryview] | None = None
     """Reads and verifies a file that was saved as it is; in memory that is the caller's alone."""
 

@@ -31,7 +31,6 @@ __all__ = [
     "capture_rank",
     "capture_shared",
     "check_state",
-    "parts_of_all",
     "weights_of",
 ]
 
@@ -102,16 +101,6 @@ def capture_rank(state: Mapping[str, Any], rank: int, sharded: Iterable[str]) ->
     if any(parts.values()):
         value["parts"] = {name: own for name, own in parts.items() if own}
     return Document.of(rank_state_path(rank), f"rank {rank}", value)
-
-
-def parts_of_all(ranks: Iterable[Saved]) -> dict[str, dict[str, list[Any]]]:
-    """Parts of sharded tensors by entry and name, from what each rank has saved of its own."""
-    found: dict[str, dict[str, list[Any]]] = {}
-    for saved in ranks:
-        for name, parts in saved.value().get("parts", {}).items():
-            for key, part in parts.items():
-                found.setdefault(name, {}).setdefault(key, []).append(part)
-    return found
 
 
 def _own_parts(name: str, state: Mapping[str, Any]) -> dict[str, Any]:

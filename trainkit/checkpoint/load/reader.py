@@ -13,19 +13,22 @@ from dataclasses import replace
 from typing import Any
 
 from trainkit.checkpoint.adapters.base import Saved
-from trainkit.checkpoint.adapters.state import Restoration, parts_of_all
+from trainkit.checkpoint.adapters.state import Restoration
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
 from trainkit.checkpoint.format.chunks import fill_chunk
 from trainkit.checkpoint.format.layout import (
     StepFolder,
+    has_parts,
     rank_state_path,
     sharded_path,
     tensor_files,
 )
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.tensors import StoredTensor, parse
+from trainkit.checkpoint.load.parts import EntryParts, RankDocuments
+from trainkit.checkpoint.load.ranges import RangeReader
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Storage
 
@@ -54,19 +57,22 @@ class StepReader:
     def prepare(self, state: Mapping[str, Any], rank: int, world_size: int) -> Restoration:
         """Read and check all that ``state`` needs; nothing in it is changed yet.
 
+        Of sharded tensors that is what this rank has of them, and no more.
+
         Raises:
             CheckpointDamagedError: bytes are not those that were saved; the message names the
                 file.
             EnvironmentFaultError: the state does not fit; the message names the difference.
         """
         restoration = Restoration(state, self.manifest.entries)
-        self._prepare(restoration, state)
-        if rank < self.manifest.world_size:
-            own = self.document(rank_state_path(rank))
-            restoration.prepare_rank(own, same_world=world_size == self.manifest.world_size)
+        with self.rank_documents() as ranks:
+            self._prepare(restoration, state, ranks, rank)
+            if rank < self.manifest.world_size:
+                own = ranks.own(rank) if self._has_parts else self.document(rank_state_path(rank))
+                restoration.prepare_rank(own, same_world=world_size == self.manifest.world_size)
         return restoration
 
-    def prepare_shared(self, state: Mapping[str, Any]) -> Restoration:
+    def prepare_shared(self, state: Mapping[str, Any], rank: int) -> Restoration:
         """The same of entries that are there and not one rank's own, and of nothing else.
 
         Raises:
@@ -74,8 +80,20 @@ class StepReader:
             EnvironmentFaultError: the state does not fit.
         """
         restoration = Restoration(state, {name: self.manifest.entries[name] for name in state})
-        self._prepare(restoration, state)
+        with self.rank_documents() as ranks:
+            self._prepare(restoration, state, ranks, rank)
         return restoration
+
+    @contextlib.contextmanager
+    def rank_documents(self, *, keep: int = 1) -> Iterator[RankDocuments]:
+        """What ranks have saved of their own, to be read inside the block.
+
+        Args:
+            keep: of how many files a chunk of 8 MiB stays in memory, for who reads here and there.
+        """
+        name, files = self._folder.name, self.manifest.files
+        with RangeReader(self._storage, name, files, threads=_THREADS, keep=keep) as ranges:
+            yield RankDocuments(ranges, self._file, f"{self._storage.url}/{name}")
 
     def document(self, path: str) -> Saved:
         """Read and check all files of one document, which is a path without suffix.
@@ -98,26 +116,27 @@ class StepReader:
                 tensors.update(parse(data))
         return Saved(tensors, from_json_bytes(json) if json is not None else None)
 
-    def _prepare(self, restoration: Restoration, names: Iterable[str]) -> None:
-        parts = self._parts() if any(self._sharded(name) for name in names) else {}
+    def _prepare(
+        self, restoration: Restoration, names: Iterable[str], ranks: RankDocuments, rank: int
+    ) -> None:
         for name in names:
             documents = self.manifest.entries[name].documents
             if documents:
                 saved = {path: self.document(path) for path in documents}
                 for path in self._sharded(name):
-                    saved[path] = replace(saved[path], parts=parts.get(name, {}))
+                    parts = EntryParts(ranks, name, self.manifest.world_size, near=rank)
+                    saved[path] = replace(saved[path], parts=parts)
                 restoration.prepare(name, saved)
+
+    @property
+    def _has_parts(self) -> bool:
+        return any(has_parts(entry.documents) for entry in self.manifest.entries.values())
 
     def _sharded(self, name: str) -> list[str]:
         """Documents of an entry that describe sharded tensors."""
         documents = self.manifest.entries[name].documents
         there = set(documents)
         return [path for path in map(sharded_path, documents) if path in there]
-
-    def _parts(self) -> dict[str, dict[str, list[Any]]]:
-        # All of each: which parts this rank needs is known only when they are put together.
-        ranks = range(self.manifest.world_size)
-        return parts_of_all(self.document(rank_state_path(rank)) for rank in ranks)
 
     def _file(self, path: str) -> memoryview | None:
         record = self.manifest.files.get(path)

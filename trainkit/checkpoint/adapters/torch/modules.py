@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 import torch
 
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
-from trainkit.checkpoint.adapters.torch.sharded import described, is_sharded, like, own_part, wholes
+from trainkit.checkpoint.adapters.torch.sharded import (
+    described,
+    gathered,
+    is_sharded,
+    like,
+    own_part,
+    stand_ins,
+)
 from trainkit.checkpoint.adapters.torch.tensors import copy_all_into, is_tensor, restored, source
 from trainkit.checkpoint.format.layout import RESERVED, sharded_path
 from trainkit.checkpoint.format.tensors import METADATA, StoredTensor
@@ -84,9 +91,12 @@ class ModuleAdapter:
         }
         if f"{name}/extra" in saved:
             found.update(saved[f"{name}/extra"].value())
-        found.update(wholes(name, saved.get(sharded_path(f"{name}/model"))))
+        sharded = saved.get(sharded_path(f"{name}/model"))
+        found.update(stand_ins(name, sharded))
         expected = {key: (own, value) for key, own, value in _items(module)}
-        _compare(name, {key: value for key, (_, value) in expected.items()}, found)
+        targets = {key: value for key, (_, value) in expected.items()}
+        _compare(name, targets, found)
+        found.update(gathered(sharded, targets))
         mapped = {own: like(found[key], value) for key, (own, value) in expected.items()}
 
         def apply() -> None:

@@ -8,9 +8,16 @@ import torch
 
 from trainkit.checkpoint.adapters.base import Apply, Document, Saved
 from trainkit.checkpoint.adapters.torch.modules import canonical_names
-from trainkit.checkpoint.adapters.torch.sharded import described, is_sharded, like, own_part, wholes
+from trainkit.checkpoint.adapters.torch.sharded import (
+    described,
+    gathered,
+    is_sharded,
+    like,
+    own_part,
+    stand_ins,
+)
 from trainkit.checkpoint.format.layout import sharded_path
-from trainkit.errors import EnvironmentFaultError
+from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError
 
 __all__ = ["OptimizerAdapter"]
 
@@ -70,9 +77,9 @@ class OptimizerAdapter:
         """See ``StateAdapter.prepare``."""
         optimizer = state[name]
         value = saved[f"optim/{name}"].value()
-        for label, tensor in wholes(name, saved.get(sharded_path(f"optim/{name}"))).items():
-            parameter, key = json.loads(label)
-            value["state"][parameter][key] = tensor
+        sharded = saved.get(sharded_path(f"optim/{name}"))
+        for label, stand_in in stand_ins(name, sharded).items():
+            _put(name, value["state"], label, stand_in)
         names = _parameter_names(optimizer, state)
         keyed_by = value.pop("keyed_by")
         if (keyed_by == "name") is not (names is not None):
@@ -89,12 +96,29 @@ class OptimizerAdapter:
         if names is not None:
             _renumber(value, own, names)
         _compare_shapes(name, optimizer, value["state"], labels)
-        for number, parameter in enumerate(_parameters(optimizer)):
-            moments = value["state"].get(number, {})
-            for key, moment in moments.items():
-                if isinstance(moment, torch.Tensor):
-                    moments[key] = like(moment, parameter)
+        of_moments = {
+            json.dumps([labels[number], key]): (number, key, parameter)
+            for number, parameter in enumerate(_parameters(optimizer))
+            for key, moment in value["state"].get(number, {}).items()
+            if isinstance(moment, torch.Tensor)
+        }
+        # Moments are cut as their parameter is.
+        read = gathered(sharded, {label: target for label, (_, _, target) in of_moments.items()})
+        for label, (number, key, target) in of_moments.items():
+            moments = value["state"][number]
+            moments[key] = like(read.get(label, moments[key]), target)
         return lambda: optimizer.load_state_dict(value)
+
+
+def _put(name: str, state: dict[Any, dict[str, Any]], label: str, tensor: torch.Tensor) -> None:
+    """Put a tensor where ``label``, a parameter and a key as JSON, says."""
+    try:
+        parameter, key = json.loads(label)
+        state[parameter][key] = tensor
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointDamagedError(
+            f"{name}: {label} is sharded, and is no place in its state: {error!r}"
+        ) from None
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -1,21 +1,21 @@
 """Tensors of which each rank has a part: DTensor, as FSDP2's ``fully_shard`` makes them.
 
 What they are is the same on all ranks and lies with their entry; each rank's part lies with what
-only this rank has. A restore puts them together and cuts them as the run needs them, so that the
-number of ranks may change, and a model saved whole may be restored sharded, or the other way.
+only this rank has. A restore reads of all parts what the run needs here, so that the number of
+ranks may change, and a model saved whole may be restored sharded, or the other way.
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from trainkit.checkpoint.adapters.base import Saved
-from trainkit.checkpoint.adapters.torch.tensors import DTYPES, source
+from trainkit.checkpoint.adapters.base import Saved, Wanted
+from trainkit.checkpoint.adapters.torch.tensors import BY_NAME, DTYPES, source
 from trainkit.errors import CheckpointDamagedError, UsageError
 
-__all__ = ["described", "is_sharded", "like", "own_part", "wholes"]
+__all__ = ["described", "gathered", "is_sharded", "like", "own_part", "stand_ins"]
 
 
 def is_sharded(value: Any) -> bool:
@@ -52,70 +52,97 @@ def own_part(tensor: Any) -> dict[str, Any] | None:
     local = tensor.to_local()
     if local.numel() == 0:
         return None
-    return {"offsets": list(offsets), "tensor": local}
+    return {"offsets": list(offsets), "shape": list(local.shape), "tensor": local}
 
 
-def wholes(name: str, saved: Saved | None) -> dict[str, torch.Tensor]:
-    """All tensors of an entry that were sharded, put together.
+def stand_ins(name: str, saved: Saved | None) -> dict[str, torch.Tensor]:
+    """In place of all tensors of an entry that were sharded: their types and shapes, no values.
 
     Args:
         name: of the entry, for errors.
-        saved: the document that describes them, with the parts of all ranks.
+        saved: the document that describes them; None where there are none.
 
     Raises:
-        CheckpointDamagedError: parts are missing, or do not fit.
+        CheckpointDamagedError: a description makes no sense.
     """
     if saved is None:
         return {}
     try:
         return {
-            key: _whole(f"{name}.{key}", description, saved.parts.get(key, ()))
+            key: torch.empty(
+                description["shape"], dtype=BY_NAME[description["dtype"]], device="meta"
+            )
             for key, description in saved.json.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, CheckpointDamagedError):
-            raise
-        raise CheckpointDamagedError(f"{name}: parts that do not fit: {error}") from None
+        raise CheckpointDamagedError(
+            f"{name}: sharded tensors that nobody saved like this: {error!r}"
+        ) from None
 
 
-def _whole(name: str, description: Mapping[str, Any], parts: Iterable[Any]) -> torch.Tensor:
-    """Put the parts of all ranks together.
+def gathered(saved: Saved | None, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors that were sharded, each cut as its target is: of a part, no more is read.
+
+    Args:
+        saved: the document that describes them, as ``stand_ins`` has checked it.
+        targets: by name; those that were not sharded are passed over. For one that is no DTensor,
+            or has another shape, the whole tensor is put together.
 
     Raises:
-        CheckpointDamagedError: they are not all of it.
+        CheckpointDamagedError: parts are missing, do not fit, or are not what was saved.
     """
-    dtypes = {stored: dtype for dtype, stored in DTYPES.items()}
-    full = torch.empty(description["shape"], dtype=dtypes[description["dtype"]])
-    found = 0
-    for part in parts:
-        box, tensor = full, part["tensor"]
-        for dim, (offset, length) in enumerate(zip(part["offsets"], tensor.shape, strict=True)):
-            box = box.narrow(dim, offset, length)
-        box.copy_(tensor)
-        found += tensor.numel()
-    if found != full.numel():
-        raise CheckpointDamagedError(
-            f"{name}: ranks have saved {found} of its {full.numel()} elements"
-        )
-    return full
+    if saved is None or saved.parts is None:
+        return {}
+    found: dict[str, Any] = {}
+    wanted = []
+    for key, target in targets.items():
+        if key not in saved.json:
+            continue
+        dtype, shape = saved.json[key]["dtype"], tuple(saved.json[key]["shape"])
+        cut = is_sharded(target) and tuple(target.shape) == shape
+        offsets, lengths = _own_box(target) if cut else ((0,) * len(shape), shape)
+        local = torch.empty(lengths, dtype=BY_NAME[dtype])
+        found[key] = (local, target if cut else None)
+        if local.numel():
+            into = local.reshape(-1).view(torch.uint8).numpy().data
+            wanted.append(Wanted(key, dtype, shape, (offsets, lengths), into))
+    saved.parts.fill(wanted)
+    return {
+        key: local if target is None else _as_dtensor(local, target)
+        for key, (local, target) in found.items()
+    }
 
 
 def like(full: Any, target: Any) -> Any:
     """``full`` cut as ``target`` is; itself where that is no DTensor, or has another shape."""
     if not is_sharded(target) or is_sharded(full) or full.shape != target.shape:
         return full
-    from torch.distributed.tensor import DTensor
+    local = full
+    for dim, (offset, length) in enumerate(zip(*_own_box(target), strict=True)):
+        local = local.narrow(dim, offset, length)
+    return _as_dtensor(local.clone(), target)
+
+
+def _own_box(target: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and lengths of this rank's part of a DTensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    shape, offsets = compute_local_shape_and_global_offset(
+    lengths, offsets = compute_local_shape_and_global_offset(
         target.shape, target.device_mesh, target.placements
     )
-    local = full
-    for dim, (offset, length) in enumerate(zip(offsets, shape, strict=True)):
-        # A rank without a part has its empty place at the end.
-        local = local.narrow(dim, min(offset, full.shape[dim] - length), length)
+    # A rank without a part has its empty place at the end.
+    within = (
+        min(offset, size - length)
+        for offset, length, size in zip(offsets, lengths, target.shape, strict=True)
+    )
+    return tuple(within), tuple(lengths)
+
+
+def _as_dtensor(local: torch.Tensor, target: Any) -> Any:
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
-        local.clone().to(target.to_local().device),
+        local.to(target.to_local().device),
         target.device_mesh,
         target.placements,
         run_check=False,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
@@ -11,19 +10,14 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from trainkit.checkpoint.format import catalog
+from trainkit.checkpoint.format.boxes import box_bytes
 from trainkit.checkpoint.interop.dcp.identifiers import identify
 from trainkit.checkpoint.interop.dcp.opened import Opened
-from trainkit.checkpoint.interop.dcp.tensors import box_bytes, box_of
-from trainkit.checkpoint.load.ranges import RangeReader
+from trainkit.checkpoint.interop.dcp.tensors import box_of
+from trainkit.checkpoint.load.ranges import RangeReader, runs
 from trainkit.errors import EnvironmentFaultError, TrainkitError, UsageError
 
 __all__ = ["TrainkitReader"]
-
-_RUN_BYTES = 64 << 20
-"""As much is read at once, or one tensor where that is larger."""
-
-_GAP_BYTES = 8 << 20
-"""Ranges further apart than a chunk share nothing."""
 
 
 class TrainkitReader(StorageReader):
@@ -192,7 +186,7 @@ def _load_tensors(
     opened: Opened, reader: RangeReader, file: str, items: list[ReadItem], planner: LoadPlanner
 ) -> None:
     ranges = [(*_bytes_of(opened, item), item) for item in items]
-    for run in _runs(sorted(ranges, key=lambda entry: entry[:2])):
+    for run in runs(sorted(ranges, key=lambda entry: entry[:2])):
         start = run[0][0]
         data = reader.read(file, start, max(end for _, end, _ in run))
         for begin, end, item in run:
@@ -204,21 +198,6 @@ def _bytes_of(opened: Opened, item: ReadItem) -> tuple[int, int]:
     itemsize = opened.items[item.storage_index.fqn].properties.dtype.itemsize
     begin, end = box_bytes(sizes, item.storage_offsets, item.lengths, itemsize)
     return piece.begin + begin, piece.begin + end
-
-
-def _runs(
-    ranges: list[tuple[int, int, ReadItem]],
-) -> Iterator[list[tuple[int, int, ReadItem]]]:
-    """Join ranges that lie close together, so that small tensors take one request in common."""
-    run: list[tuple[int, int, ReadItem]] = []
-    for entry in ranges:
-        begin, end, _ = entry
-        if run and (end - run[0][0] > _RUN_BYTES or begin - run[-1][1] > _GAP_BYTES):
-            yield run
-            run = []
-        run.append(entry)
-    if run:
-        yield run
 
 
 def _fill(opened: Opened, data: memoryview, item: ReadItem, planner: LoadPlanner) -> None:

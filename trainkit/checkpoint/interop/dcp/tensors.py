@@ -1,16 +1,16 @@
 """Pieces of tensors as bytes of a safetensors file, whatever their element type."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from trainkit.checkpoint.adapters.torch.tensors import DTYPES
+from trainkit.checkpoint.format.boxes import strides
 from trainkit.checkpoint.format.tensors import TensorSource
 from trainkit.errors import UsageError
 from trainkit.storage import Bytes
 
-__all__ = ["as_source", "box_bytes", "box_of"]
+__all__ = ["as_source", "box_of"]
 
 
 def as_source(
@@ -52,27 +52,6 @@ def as_source(
     return TensorSource(stored, tuple(sizes), load)
 
 
-def box_bytes(
-    sizes: Sequence[int], offsets: Sequence[int], lengths: Sequence[int], itemsize: int
-) -> tuple[int, int]:
-    """The bytes from the first to the last element of a box within a stored tensor.
-
-    Args:
-        sizes: of the stored tensor.
-        offsets: of the box in it, in elements.
-        lengths: of the box.
-        itemsize: bytes of an element.
-    """
-    if 0 in lengths:
-        return 0, 0
-    strides = _strides(sizes)
-    first = sum(map(int.__mul__, map(int, offsets), strides))
-    last = first + sum(
-        (length - 1) * stride for length, stride in zip(lengths, strides, strict=True)
-    )
-    return first * itemsize, (last + 1) * itemsize
-
-
 def box_of(
     data: memoryview, dtype: torch.dtype, sizes: Sequence[int], lengths: Sequence[int]
 ) -> torch.Tensor:
@@ -82,8 +61,4 @@ def box_of(
     flat = torch.frombuffer(data, dtype=torch.uint8)
     if flat.data_ptr() % dtype.itemsize:  # torch's kernels crash on some such addresses
         flat = flat.clone()
-    return flat.view(dtype).as_strided(tuple(lengths), _strides(sizes))
-
-
-def _strides(sizes: Sequence[int]) -> list[int]:
-    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    return flat.view(dtype).as_strided(tuple(lengths), strides(sizes))
