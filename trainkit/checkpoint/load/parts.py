@@ -1,7 +1,7 @@
 """What each rank has saved of its own, parts of sharded tensors above all; no more of it is read
 than is asked for."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -229,28 +229,31 @@ class EntryParts:
         return found
 
     def _copy(self, copies: Iterable[_Copy]) -> None:
-        """Read in the order of files, so that no chunk is read twice."""
-        of_files: dict[str, list[tuple[int, int, _Copy]]] = {}
+        """Read file after file in the order of bytes, so that no chunk is read twice."""
+        of_files: dict[str, list[_Copy]] = {}
         for copy in copies:
-            part, item = copy.part, ITEM_BYTES[copy.wanted.dtype]
-            place = self.documents.place(part.file, part.key)
-            if (place.dtype, place.shape) != (copy.wanted.dtype, part.box[1]):
-                raise CheckpointDamagedError(
-                    f"{self.entry}.{copy.wanted.key}: {part.file} holds {place.dtype} of shape "
-                    f"{place.shape} where {copy.wanted.dtype} of shape {part.box[1]} was saved"
-                )
-            for box in split(part.box[1], _within(copy.box, part.box), item, RUN_BYTES):
-                begin, end = box_bytes(part.box[1], *box, item)
-                offsets = tuple(map(sum, zip(part.box[0], box[0], strict=True)))
-                piece = copy._replace(box=(offsets, box[1]))
-                ranges = of_files.setdefault(part.file, [])
-                ranges.append((place.begin + begin, place.begin + end, piece))
-        for file, ranges in sorted(of_files.items()):
+            of_files.setdefault(copy.part.file, []).append(copy)
+        for file, of_file in sorted(of_files.items()):
+            ranges = [piece for copy in of_file for piece in self._pieces(copy)]
             for run in runs(sorted(ranges, key=lambda entry: entry[:2])):
                 start = run[0][0]
                 data = self.documents.read(file, start, max(end for _, end, _ in run))
                 for begin, end, copy in run:
                     _fill(data[begin - start : end - start], copy)
+
+    def _pieces(self, copy: _Copy) -> Iterator[tuple[int, int, _Copy]]:
+        """What to read of the file for it, in pieces that memory is held for at once."""
+        part, wanted = copy.part, copy.wanted
+        place, item = self.documents.place(part.file, part.key), ITEM_BYTES[wanted.dtype]
+        if (place.dtype, place.shape) != (wanted.dtype, part.box[1]):
+            raise CheckpointDamagedError(
+                f"{self.entry}.{wanted.key}: {part.file} holds {place.dtype} of shape "
+                f"{place.shape} where {wanted.dtype} of shape {part.box[1]} was saved"
+            )
+        for box in split(part.box[1], _within(copy.box, part.box), item, RUN_BYTES):
+            begin, end = box_bytes(part.box[1], *box, item)
+            offsets = tuple(map(sum, zip(part.box[0], box[0], strict=True)))
+            yield place.begin + begin, place.begin + end, copy._replace(box=(offsets, box[1]))
 
 
 def _fill(data: memoryview, copy: _Copy) -> None:

@@ -85,7 +85,7 @@ class StepReader:
         return restoration
 
     @contextlib.contextmanager
-    def rank_documents(self, *, keep: int = 1) -> Iterator[RankDocuments]:
+    def rank_documents(self, *, keep: int = 4) -> Iterator[RankDocuments]:
         """What ranks have saved of their own, to be read inside the block.
 
         Args:
