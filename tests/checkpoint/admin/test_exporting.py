@@ -2,13 +2,11 @@
 
 import json
 import os
-from dataclasses import replace
 
 import pytest
 
 from tests.checkpoint.admin.checkpoints import Counting, f32, flip
 from trainkit.checkpoint.admin.exporting import export
-from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.errors import CheckpointDamagedError, InputMissingError, UsageError
 
 safetensors = pytest.importorskip("safetensors")
@@ -108,16 +106,3 @@ def test_the_final_name_is_never_seen_incomplete(root, tmp_path):
     export(Looking(root.storage), folder, target)
     assert len(seen) >= 3
     assert not any(seen)
-
-
-def test_an_entry_of_which_each_rank_saved_a_part_is_refused(root, tmp_path):
-    folder = root.save(1)
-    manifest = read_manifest(root.storage, folder)
-    entry = manifest.entries["model"]
-    parts = replace(entry, documents=(*entry.documents, "model/model.sharded"))
-    root.storage.delete(f"{folder.name}/MANIFEST.json")
-    sharded = replace(manifest, entries={**manifest.entries, "model": parts})
-    root.storage.create(f"{folder.name}/MANIFEST.json", sharded.to_bytes())
-    with pytest.raises(UsageError, match="saved in parts by each rank"):
-        export(root.storage, folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -65,6 +65,7 @@ class RankDocuments:
         self._headers: dict[str, Mapping[str, TensorPlace]] = {}
         self._json: dict[int, Mapping[str, Any]] = {}
         self._parts: dict[int, Parts] = {}
+        self._of_all: dict[str, dict[str, list[Part]]] = {}
 
     def json(self, rank: int) -> Mapping[str, Any]:
         """The values that a rank has saved of its own, parts described among them.
@@ -113,12 +114,14 @@ class RankDocuments:
         Raises:
             CheckpointDamagedError: documents are not what was saved.
         """
+        if entry in self._of_all:
+            return self._of_all[entry]
         left = [rank for rank in range(num_ranks) if rank not in self._json]
         if len(left) > 1:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="trainkit-read") as pool:
                 for _ in pool.map(self.json, left):
                     pass
-        found: dict[str, list[Part]] = {}
+        found = self._of_all[entry] = {}
         for rank in range(num_ranks):
             for key, part in self.parts(rank).get(entry, {}).items():
                 found.setdefault(key, []).append(part)

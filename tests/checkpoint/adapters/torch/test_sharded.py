@@ -9,8 +9,11 @@ from trainkit.testing import run_ranks
 
 torch = pytest.importorskip("torch")
 
+from trainkit.checkpoint.admin import exporting  # noqa: E402
+from trainkit.checkpoint.admin.exporting import export  # noqa: E402
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES  # noqa: E402
 from trainkit.checkpoint.load import parts  # noqa: E402
+from trainkit.errors import CheckpointDamagedError  # noqa: E402
 
 PRELOAD = ("torch", "torch.distributed.fsdp")
 HERE = CheckpointOptions(background=False, timeout=60.0)
@@ -324,3 +327,162 @@ def test_a_rank_reads_its_own_share(tmp_path, loaded):
     assert sum(len(bits) for result in results for _, bits in result.value[2]) == total
     read = [result.value[0] for result in results]
     print(f"of {total} bytes {loaded} ranks read {read}, memory {[r.value[1] for r in results]}")
+
+
+def newest_of(folder):
+    from trainkit.checkpoint.admin.locating import find_step, open_root
+
+    storage, named = open_root(str(folder))
+    return storage, find_step(storage, None, named)
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same state as three ranks saved it, in parts, and as a bare run did."""
+    folder = tmp_path_factory.mktemp("pair")
+    run_ranks(saving_ranks, 3, str(folder / "sharded"), 1, preload=PRELOAD)
+    model = net(2)
+    state = {"model": model, "optimizer": optimizer_of(model)}
+    reading = CheckpointOptions(read_only=True)
+    assert CheckpointManager(str(folder / "sharded"), state, options=reading).restore_latest() == 3
+    CheckpointManager(str(folder / "bare"), state, options=HERE).save(3, blocking=True)
+    return folder
+
+
+@pytest.mark.parametrize("entry", ["model", "optimizer"])
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_an_export_is_that_of_a_run_without_shards(pair, tmp_path, entry, form):
+    for name in ("sharded", "bare"):
+        export(*newest_of(pair / name), tmp_path / name, entry=entry, format=form)
+    found, expected = files_in(tmp_path / "sharded"), files_in(tmp_path / "bare")
+    assert found.keys() == expected.keys()
+    if form == "safetensors":
+        assert found == expected
+        return
+    (file,) = found
+    found, expected = (
+        torch.load(tmp_path / n / file, weights_only=True) for n in ("sharded", "bare")
+    )
+    flat, expected_flat = flattened(found), flattened(expected)
+    assert flat == expected_flat
+
+
+def flattened(value, place=""):
+    if isinstance(value, dict):
+        return [leaf for k, v in sorted(value.items()) for leaf in flattened(v, f"{place}.{k}")]
+    if isinstance(value, (list, tuple)):
+        return [leaf for i, v in enumerate(value) for leaf in flattened(v, f"{place}.{i}")]
+    if isinstance(value, torch.Tensor):
+        return [(place, value.dtype, tuple(value.shape), value.numpy().tobytes())]
+    return [(place, value)]
+
+
+def test_an_export_in_several_files(pair, tmp_path, monkeypatch):
+    import json
+
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(exporting, "FILE_BYTES", 150)
+    names = export(*newest_of(pair / "sharded"), tmp_path / "split")
+    monkeypatch.undo()
+    index = json.loads((tmp_path / "split" / "model.safetensors.index.json").read_text())
+    assert sorted({*index["weight_map"].values(), "model.safetensors.index.json"}) == names
+    assert len(names) == 4
+    export(*newest_of(pair / "bare"), tmp_path / "whole")
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    found = {
+        key: load_file(tmp_path / "split" / file)[key] for key, file in index["weight_map"].items()
+    }
+    assert flattened(found) == flattened(expected)
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in expected.values())
+
+
+def test_other_tools_get_the_whole(pair, tmp_path):
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    from trainkit.checkpoint.interop import export_dcp, export_torch
+
+    for name in ("sharded", "bare"):
+        export_torch(pair / name, 3, tmp_path / f"{name}.pt")
+        export_dcp(pair / name, 3, tmp_path / name)
+        dcp_to_torch_save(tmp_path / name, tmp_path / f"{name}-dcp.pt")
+    for form in (".pt", "-dcp.pt"):
+        sharded, bare = (
+            torch.load(tmp_path / f"{name}{form}", weights_only=True)
+            for name in ("sharded", "bare")
+        )
+        assert flattened(sharded) == flattened(bare)
+
+
+def flip(step_folder, rank):
+    """Change one byte of the first tensor that a rank has saved, and return the file's name."""
+    file = step_folder / "ranks" / f"rank{rank:05d}.state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1
+    file.write_bytes(data)
+    return file.name
+
+
+def test_an_export_of_damage_leaves_nothing(pair, tmp_path):
+    import shutil
+
+    shutil.copytree(pair / "sharded", tmp_path / "sharded")
+    name = flip(*(tmp_path / "sharded").glob("step-*"), 1)
+    with pytest.raises(CheckpointDamagedError, match=name):
+        export(*newest_of(tmp_path / "sharded"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def two_steps(folder):
+    with ranks_here() as communicator:
+        model, optimizer = sharded_run(1, communicator.world_size)
+        state = {"model": model, "optimizer": optimizer}
+        manager = CheckpointManager(folder, state, communicator=communicator, options=HERE)
+        for step in (1, 2):
+            train(model, optimizer, 1)
+            manager.save(step, blocking=True)
+        manager.close()
+
+
+def falling_back(folder):
+    with ranks_here() as communicator:
+        model, optimizer = sharded_run(2, communicator.world_size)
+        state = {"model": model, "optimizer": optimizer}
+        manager = CheckpointManager(folder, state, communicator=communicator, options=HERE)
+        restored = manager.restore_latest()
+        manager.close()
+        return restored, full_bits(model, optimizer)
+
+
+@pytest.mark.parametrize("loaded", [3, 2, 4])
+@pytest.mark.world_size(4)
+def test_damage_that_one_rank_finds_is_damage_for_all(tmp_path, loaded):
+    run_ranks(two_steps, 3, str(tmp_path), preload=PRELOAD)
+    newest = max(tmp_path.glob("step-*"))
+    flip(newest, 2)
+    results = run_ranks(falling_back, loaded, str(tmp_path), preload=PRELOAD)
+    assert [result.value[0] for result in results] == [1] * loaded
+    assert len({tuple(result.value[1]) for result in results}) == 1
+    assert [path.name for path in (tmp_path / ".quarantine").iterdir()] == [newest.name]
+
+
+def saving_without_shapes(folder):
+    """As versions did that told the shape of a part in its file alone."""
+    from trainkit.checkpoint.adapters.torch import modules, optimizers, sharded
+
+    def own_part(tensor):
+        part = sharded.own_part(tensor)
+        return part and {key: value for key, value in part.items() if key != "shape"}
+
+    modules.own_part = optimizers.own_part = own_part
+    return saving_ranks(folder)
+
+
+@pytest.mark.world_size(2)
+def test_parts_that_do_not_tell_their_shape(tmp_path):
+    expected = run_ranks(saving_without_shapes, 2, str(tmp_path), preload=PRELOAD)[0].value
+    assert restored_bare(str(tmp_path)) == expected

@@ -19,22 +19,16 @@ from trainkit.checkpoint.interop.dcp.foreign import insert, with_lists
 from trainkit.checkpoint.interop.dcp.identifiers import identify
 from trainkit.checkpoint.interop.dcp.opened import Opened
 from trainkit.checkpoint.interop.dcp.tensors import box_of
+from trainkit.checkpoint.load.parts import RankDocuments
 from trainkit.checkpoint.load.ranges import RangeReader
+from trainkit.checkpoint.load.reader import StepReader
+from trainkit.checkpoint.load.whole import KEPT_CHUNKS, Unread, whole_documents
 from trainkit.errors import CheckpointDamagedError, UsageError
 from trainkit.storage import Bytes
 
 __all__ = ["read_state"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Unread(TensorSource):
-    """A tensor in a file; numpy's arrays are decoded at once and ask for ``data``."""
-
-    @property
-    def data(self) -> memoryview:
-        return memoryview(self.load())
 
 
 @contextlib.contextmanager
@@ -51,10 +45,16 @@ def read_state(url: str | os.PathLike[str], step: int | None) -> Iterator[dict[s
         UsageError: something in it cannot be exported.
     """
     opened = Opened.any_kind(identify(url, step, None))
-    with RangeReader(
-        opened.storage, opened.folder.name, opened.manifest.files, threads=2
-    ) as reader:
-        yield _of_dcp(opened, reader) if opened.is_of_dcp else _of_manager(opened, reader)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(
+            RangeReader(opened.storage, opened.folder.name, opened.manifest.files, threads=2)
+        )
+        if opened.is_of_dcp:
+            yield _of_dcp(opened, reader)
+            return
+        steps = StepReader(opened.storage, opened.folder)
+        ranks = stack.enter_context(steps.rank_documents(keep=KEPT_CHUNKS))
+        yield _of_manager(opened, _Documents(opened, reader, steps, ranks))
 
 
 def _of_dcp(opened: Opened, reader: RangeReader) -> dict[str, Any]:
@@ -100,26 +100,41 @@ def _joined(opened: Opened, reader: RangeReader, name: str, item: Any) -> Tensor
     return TensorSource(DTYPES[dtype], tuple(item.size), load)
 
 
-def _of_manager(opened: Opened, reader: RangeReader) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    """Values and unread tensors of an entry's documents, by path."""
+
+    opened: Opened
+    ranges: RangeReader
+    reader: StepReader
+    ranks: RankDocuments
+
+    def of(self, name: str) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+        entry = self.opened.manifest.entries[name]
+        if not has_parts(entry.documents):
+            return {path: _document(self.opened, self.ranges, path) for path in entry.documents}
+        found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+        for document in whole_documents(self.reader, self.ranks, name):
+            tensors = (document.tensors or {}).items()
+            unread = {key: Unread(source.dtype, source.shape, source.load) for key, source in tensors}
+            found[document.path] = (document.json if document.has_json else None, unread)
+        return found
+
+
+def _of_manager(opened: Opened, documents: _Documents) -> dict[str, Any]:
     entries = opened.manifest.entries
     state: dict[str, Any] = {}
     modules = [name for name, entry in entries.items() if entry.kind == "module"]
     for name, entry in entries.items():
-        if has_parts(entry.documents):
-            raise UsageError(
-                f"{opened.named}: {name} was saved in parts by each rank, which is not exported "
-                f"yet. Restore it, also into a model that is not sharded, and save that."
-            )
         if entry.kind == "module":
             state[name] = {}
-            for path in entry.documents:
-                value, tensors = _document(opened, reader, path)
+            for value, tensors in documents.of(name).values():
                 state[name].update(tensors if value is None else decode(value, tensors))
         elif entry.kind == "optimizer":
-            value = decode(*_document(opened, reader, entry.documents[0]))
+            value = decode(*documents.of(name)[entry.documents[0]])
             state[name] = _by_plain_names(value, modules)
         elif entry.kind == "value":
-            state[name] = decode(*_document(opened, reader, entry.documents[0]))
+            state[name] = decode(*documents.of(name)[entry.documents[0]])
         elif entry.documents:
             log.warning(
                 "%s: %s is left out: it lies in files of its own framework (%s)",
@@ -157,7 +172,7 @@ def _document(opened: Opened, reader: RangeReader, path: str) -> tuple[Any, Mapp
     value = None
     if record is not None:
         value = from_json_bytes(bytes(reader.read(f"{path}.json", 0, record.size)))
-    tensors: dict[str, _Unread] = {}
+    tensors: dict[str, Unread] = {}
     for piece in pieces:
         size = files[piece].size
         length = header_length(bytes(reader.read(piece, 0, min(8, size))), size)
@@ -165,7 +180,7 @@ def _document(opened: Opened, reader: RangeReader, path: str) -> tuple[Any, Mapp
         header = bytes(reader.read(piece, 8, start))
         for name, place in places(header, size - start).items():
             load = functools.partial(_copied, reader, piece, start + place.begin, start + place.end)
-            tensors[name] = _Unread(place.dtype, place.shape, load)
+            tensors[name] = Unread(place.dtype, place.shape, load)
     return value, tensors
 
 
