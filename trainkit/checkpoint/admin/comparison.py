@@ -1,18 +1,22 @@
 """What differs between two checkpoints: entry by entry, tensor by tensor, value by value."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from trainkit.checkpoint.adapters.base import Document
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.admin.headers import TensorAt, document_files, document_tensors
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
-from trainkit.checkpoint.format.layout import StepFolder, rank_state_path
+from trainkit.checkpoint.format.layout import RANKS, StepFolder, has_parts, rank_state_path
 from trainkit.checkpoint.format.manifest import Manifest
-from trainkit.checkpoint.load.reader import read_verified
+from trainkit.checkpoint.format.tensors import TensorSource
+from trainkit.checkpoint.load.reader import StepReader, read_verified
+from trainkit.checkpoint.load.whole import KEPT_CHUNKS, whole_documents
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 
@@ -62,8 +66,9 @@ def compare(before: Side, after: Side, only: Iterable[str] = ()) -> Iterator[Cha
     """Find what differs, in the order of entries; nothing at all means the same state.
 
     Values are compared bit by bit. Where checksums tell that a chunk is the same on both sides
-    it is not read; the rest is read in pieces of 8 MiB. Ranks' own states are entries named
-    ``rank 0`` and so on.
+    it is not read; the rest is read in pieces of 8 MiB. Tensors of which each rank saved a part
+    are read whole, one after the other, so that the number of ranks makes no difference. Ranks'
+    own states are entries named ``rank 0`` and so on.
 
     Args:
         before: the older side.
@@ -89,6 +94,9 @@ def compare(before: Side, after: Side, only: Iterable[str] = ()) -> Iterator[Cha
         (kind, documents), (other_kind, other_documents) = ours[name], theirs[name]
         if kind != other_kind:
             yield Change(name, "", "", "entry", "kind", kind, other_kind)
+        if kind == other_kind and (has_parts(documents) or has_parts(other_documents)):
+            yield from _compare_wholes(name, before, after)
+            continue
         for path in dict.fromkeys([*documents, *other_documents]):
             left = before if path in documents else None
             right = after if path in other_documents else None
@@ -107,6 +115,10 @@ def _compare_document(
 ) -> Iterator[Change]:
     yield from _compare_file(entry, path, _raw(before, path), _raw(after, path))
     old, new = _tensors(before, path), _tensors(after, path)
+    values, other_values = _json(before, path), _json(after, path)
+    if path.startswith(f"{RANKS}/"):  # parts are compared with the entry that they are of
+        values, old = _without_parts(values, old)
+        other_values, new = _without_parts(other_values, new)
     pairs: list[tuple[str, TensorAt, TensorAt]] = []
     for name in dict.fromkeys([*old, *new]):
         one, other = old.get(name), new.get(name)
@@ -120,7 +132,44 @@ def _compare_document(
             pairs.append((name, one, other))
     if before is not None and after is not None:
         yield from _compare_values(entry, path, before, after, pairs)
-    yield from _compare_json(entry, path, _json(before, path), _json(after, path))
+    yield from _compare_json(entry, path, values, other_values)
+
+
+def _compare_wholes(entry: str, before: Side, after: Side) -> Iterator[Change]:
+    """Compare an entry that was saved in parts, on one side at least: tensor by tensor, whole."""
+    with _wholes(before, entry) as old, _wholes(after, entry) as new:
+        for path in dict.fromkeys([*old, *new]):
+            ours, theirs = _tensors_of(old, path), _tensors_of(new, path)
+            for name in dict.fromkeys([*ours, *theirs]):
+                how = _difference(ours.get(name), theirs.get(name))
+                if how:
+                    shown = _described(ours.get(name)), _described(theirs.get(name))
+                    yield Change(entry, path, name, "tensor", how, *shown)
+            yield from _compare_json(entry, path, _json_of(old, path), _json_of(new, path))
+
+
+@contextlib.contextmanager
+def _wholes(side: Side, entry: str) -> Iterator[Mapping[str, Document]]:
+    reader = StepReader(side.storage, side.folder)
+    with reader.rank_documents(keep=KEPT_CHUNKS) as ranks:
+        documents = whole_documents(reader.manifest, ranks, entry)
+        yield {document.path: document for document in documents}
+
+
+def _difference(one: TensorSource | None, other: TensorSource | None) -> str:
+    if one is None or other is None:
+        return "added" if one is None else "removed"
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return "shape" if one.shape != other.shape else "dtype"
+    return "" if one.load() == other.load() else "values"
+
+
+def _tensors_of(side: Mapping[str, Document], path: str) -> Mapping[str, TensorSource]:
+    return (side[path].tensors if path in side else None) or {}
+
+
+def _json_of(side: Mapping[str, Document], path: str) -> Any:
+    return side[path].json if path in side and side[path].has_json else _Nothing()
 
 
 def _compare_file(
@@ -189,6 +238,15 @@ def _compare_json(entry: str, path: str, old: Any, new: Any) -> Iterator[Change]
             yield Change(entry, path, name, "value", "values", *shown)
 
 
+def _without_parts(
+    values: Any, tensors: Mapping[str, TensorAt]
+) -> tuple[Any, Mapping[str, TensorAt]]:
+    if not isinstance(values, dict) or "parts" not in values:
+        return values, tensors
+    left = {key: value for key, value in values.items() if key != "parts"}
+    return left, {k: tensor for k, tensor in tensors.items() if not k.startswith("parts.")}
+
+
 class _Nothing:
     """No JSON file at all."""
 
@@ -225,7 +283,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _described(tensor: TensorAt | None) -> str:
+def _described(tensor: TensorAt | TensorSource | None) -> str:
     return "" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 

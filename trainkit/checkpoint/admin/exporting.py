@@ -151,7 +151,7 @@ def _write_files(
 def _write_whole(reader: StepReader, name: str, above: LocalStorage, temporary: str) -> None:
     """Write files of tensors of which each rank saved a part; one tensor at a time is in memory."""
     with reader.rank_documents(keep=KEPT_CHUNKS) as ranks:
-        for document in whole_documents(reader, ranks, name):
+        for document in whole_documents(reader.manifest, ranks, name):
             base = document.path.rpartition("/")[2]
             if document.has_json:
                 above.write(f"{temporary}/{base}.json", [to_json_bytes(document.json)])
@@ -228,7 +228,7 @@ def _put_together(reader: StepReader, name: str) -> dict[str, Saved]:
     """Documents of an entry of which each rank saved a part, in memory."""
     with reader.rank_documents(keep=KEPT_CHUNKS) as ranks:
         found = {}
-        for document in whole_documents(reader, ranks, name):
+        for document in whole_documents(reader.manifest, ranks, name):
             tensors = document.tensors or {}
             order = lay_out(tensors, framework="pt")[1]  # as they lie in the files
             stored = {

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.admin.headers import TensorAt, document_files, document_tensors
 from trainkit.checkpoint.admin.survey import StepFiles, quarantine_reason, size_problems
 from trainkit.checkpoint.format import catalog
@@ -15,9 +17,12 @@ from trainkit.checkpoint.format.layout import (
     QUARANTINE,
     StepFolder,
     rank_state_path,
+    sharded_path,
 )
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.pins import pinned
+from trainkit.checkpoint.format.tensors import ITEM_BYTES
+from trainkit.checkpoint.load.reader import read_verified
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 
@@ -35,6 +40,7 @@ class DocumentView:
     files: Mapping[str, int]
     """Sizes in bytes, as the manifest lists them."""
     tensors: Mapping[str, TensorAt]
+    """Of those that were sharded type and shape of the whole, and the file that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +111,23 @@ def _documents(
     paths = [path for entry in manifest.entries.values() for path in entry.documents]
     paths += [rank_state_path(rank) for rank in range(manifest.world_size)]
     paths = list(dict.fromkeys(paths))  # several entries may lie in the same files
+    described = {
+        sharded_path(path)
+        for entry in manifest.entries.values()
+        for path in entry.documents
+        if sharded_path(path) in entry.documents
+    }
 
     def view(path: str) -> DocumentView:
         files: dict[str, int] = {}
         try:
             where = document_files(manifest, path)
             files = {name: manifest.files[name].size for name in where.names}
-            return DocumentView(path, files, document_tensors(storage, folder, manifest, path))
+            if path in described:
+                tensors = _wholes(storage, folder, f"{path}.json", manifest)
+            else:
+                tensors = document_tensors(storage, folder, manifest, path)
+            return DocumentView(path, files, tensors)
         except CheckpointDamagedError as error:
             text = str(error).removeprefix(f"{storage.url}/{folder.name}/")
             if not any(problem.partition(" ")[0] in text for problem in problems):
@@ -120,6 +136,27 @@ def _documents(
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="trainkit-inspect") as pool:
         return dict(zip(paths, pool.map(view, paths), strict=True))
+
+
+def _wholes(
+    storage: Storage, folder: StepFolder, path: str, manifest: Manifest
+) -> dict[str, TensorAt]:
+    """Tensors of which each rank saved a part, as what describes them says."""
+    where = f"{folder.name}/{path}"
+    described = from_json_bytes(read_verified(storage, where, manifest.files[path]))
+    try:
+        return {
+            name: TensorAt(
+                value["dtype"],
+                tuple(value["shape"]),
+                path,
+                0,
+                ITEM_BYTES[value["dtype"]] * prod(value["shape"]),
+            )
+            for name, value in described.items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamagedError(f"{where} describes no tensors: {error!r}") from None
 
 
 def _claim(storage: Storage, folder: StepFolder) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from trainkit.checkpoint.format.layout import (
 )
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.tensors import StoredTensor, parse
-from trainkit.checkpoint.load.parts import EntryParts, RankDocuments
+from trainkit.checkpoint.load.parts import EntryParts
 from trainkit.checkpoint.load.ranges import RangeReader
+from trainkit.checkpoint.load.ranks import RankDocuments
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Storage
 

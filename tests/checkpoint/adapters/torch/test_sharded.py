@@ -10,7 +10,9 @@ from trainkit.testing import run_ranks
 torch = pytest.importorskip("torch")
 
 from trainkit.checkpoint.admin import exporting  # noqa: E402
+from trainkit.checkpoint.admin.comparison import Side, compare  # noqa: E402
 from trainkit.checkpoint.admin.exporting import export  # noqa: E402
+from trainkit.checkpoint.admin.inspection import inspect  # noqa: E402
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES  # noqa: E402
 from trainkit.checkpoint.load import parts  # noqa: E402
 from trainkit.errors import CheckpointDamagedError  # noqa: E402
@@ -416,6 +418,51 @@ def test_other_tools_get_the_whole(pair, tmp_path):
             for name in ("sharded", "bare")
         )
         assert flattened(sharded) == flattened(bare)
+
+
+def test_an_export_needs_no_torch(pair, tmp_path):
+    import subprocess
+    import sys
+
+    for entry in ("model", "optimizer"):
+        program = (
+            "import sys; from trainkit.cli import main; code = main(sys.argv[1:]); "
+            "sys.exit(code or 'torch' in sys.modules)"
+        )
+        arguments = ("checkpoint", "export", pair / "sharded", tmp_path / entry, "--entry", entry)
+        subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+
+
+def test_inspect_shows_the_whole(pair):
+    found = inspect(*newest_of(pair / "sharded"))
+    shown = {}
+    for entry in found.entries:
+        for document in entry.documents:
+            for name, tensor in document.tensors.items():
+                shown[entry.name, name] = (tensor.dtype, tensor.shape, tensor.num_bytes)
+    assert shown["model", "0.weight"] == ("F32", (7, 5), 140)
+    assert shown["optimizer", '["model.2.weight", "exp_avg"]'] == ("F32", (3, 7), 84)
+    assert not found.problems
+
+
+def test_the_same_state_in_parts_and_whole_does_not_differ(pair, tmp_path):
+    sharded, bare = (Side.open(*newest_of(pair / name)) for name in ("sharded", "bare"))
+    assert [*compare(sharded, bare, ("model", "optimizer"))] == []
+    assert [*compare(sharded, sharded)] == []
+    run_ranks(two_steps, 2, str(tmp_path), preload=PRELOAD)
+    steps = [Side.open(sharded.storage.__class__(tmp_path), folder) for folder in folders(tmp_path)]
+    changes = [*compare(*steps)]
+    parameters = {change.name for change in changes if change.entry == "model"}
+    assert parameters == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert {(c.what, c.how) for c in changes} == {("tensor", "values")}
+    assert len([c for c in changes if c.entry == "optimizer"]) == 12  # step and moments of four
+    assert not [c for c in changes if c.name.startswith("parts")]
+
+
+def folders(root):
+    from trainkit.checkpoint.format.layout import StepFolder
+
+    return [StepFolder.parse(path.name) for path in sorted(root.glob("step-*"))]
 
 
 def flip(step_folder, rank):

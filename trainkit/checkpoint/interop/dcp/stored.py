@@ -19,10 +19,10 @@ from trainkit.checkpoint.interop.dcp.foreign import insert, with_lists
 from trainkit.checkpoint.interop.dcp.identifiers import identify
 from trainkit.checkpoint.interop.dcp.opened import Opened
 from trainkit.checkpoint.interop.dcp.tensors import box_of
-from trainkit.checkpoint.load.parts import RankDocuments
 from trainkit.checkpoint.load.ranges import RangeReader
+from trainkit.checkpoint.load.ranks import RankDocuments, Unread
 from trainkit.checkpoint.load.reader import StepReader
-from trainkit.checkpoint.load.whole import KEPT_CHUNKS, Unread, whole_documents
+from trainkit.checkpoint.load.whole import KEPT_CHUNKS, whole_documents
 from trainkit.errors import CheckpointDamagedError, UsageError
 from trainkit.storage import Bytes
 
@@ -54,7 +54,7 @@ def read_state(url: str | os.PathLike[str], step: int | None) -> Iterator[dict[s
             return
         steps = StepReader(opened.storage, opened.folder)
         ranks = stack.enter_context(steps.rank_documents(keep=KEPT_CHUNKS))
-        yield _of_manager(opened, _Documents(opened, reader, steps, ranks))
+        yield _of_manager(opened, _Documents(opened, reader, ranks))
 
 
 def _of_dcp(opened: Opened, reader: RangeReader) -> dict[str, Any]:
@@ -106,7 +106,6 @@ class _Documents:
 
     opened: Opened
     ranges: RangeReader
-    reader: StepReader
     ranks: RankDocuments
 
     def of(self, name: str) -> dict[str, tuple[Any, Mapping[str, Any]]]:
@@ -114,9 +113,11 @@ class _Documents:
         if not has_parts(entry.documents):
             return {path: _document(self.opened, self.ranges, path) for path in entry.documents}
         found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
-        for document in whole_documents(self.reader, self.ranks, name):
+        for document in whole_documents(self.opened.manifest, self.ranks, name):
             tensors = (document.tensors or {}).items()
-            unread = {key: Unread(source.dtype, source.shape, source.load) for key, source in tensors}
+            unread = {
+                key: Unread(source.dtype, source.shape, source.load) for key, source in tensors
+            }
             found[document.path] = (document.json if document.has_json else None, unread)
         return found
 
