@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         TrainkitError: with the exit code of this process.
     """
-    environ = config.environ()
+    environ = dict(config.environ())
     options = parse(argv, environ, _parser())
     _log_to_stderr()
     config.set_environ(options.pet)

@@ -130,7 +130,7 @@ class Launch:
             try:
                 with supervisor:
                     supervisor.look_after(ranks)
-                    yield ranks, supervisor, oom_kills()
+                    yield ranks, supervisor, oom_kills() or 0
             finally:
                 ranks.close()
                 output.close(_DRAIN)
@@ -153,8 +153,8 @@ class Launch:
         report = failure_report(
             ranks.ends,
             host=socket.gethostname(),
-            oom_kills=max(0, oom_kills() - ooms),
-            attempts=ranks.attempt + 1,
+            oom_kills=max(0, (oom_kills() or 0) - ooms),
+            attempts=ranks.attempt,
             killed_children=killed,
         )
         text = report.text()
