@@ -5,7 +5,15 @@ from collections.abc import Iterator
 
 from trainkit.resources.cgroups import folders, numbers, read
 
-__all__ = ["memory_left", "memory_use", "oom_kills", "shared_memory", "smallest_room"]
+__all__ = [
+    "memory_left",
+    "memory_limit",
+    "memory_use",
+    "oom_kills",
+    "shared_memory",
+    "smallest_limit",
+    "smallest_room",
+]
 
 _NO_LIMIT = 1 << 62
 """Version 1 writes a number near 2**63 where there is no limit."""
@@ -18,6 +26,25 @@ def memory_left() -> int | None:
     of each cgroup, in which file pages that nobody uses do not count.
     """
     return smallest_room("/")
+
+
+def memory_limit() -> tuple[int, str] | None:
+    """Bytes that this container may use, and what says so; None where nothing tells."""
+    return smallest_limit("/")
+
+
+def smallest_limit(root: str) -> tuple[int, str] | None:
+    """``memory_limit`` for a file system below ``root``."""
+    found = []
+    kilobytes = _named(read(os.path.join(root, "proc/meminfo")), "MemTotal:")
+    if kilobytes is not None:
+        found.append((int(kilobytes * 1024), "the machine"))
+    for folder in folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = numbers(os.path.join(root, folder.lstrip("/"), name))
+            if limit:
+                found.append((int(limit[0]), f"{folder}/{name}"))
+    return min(found, default=None)
 
 
 def smallest_room(root: str) -> int | None:
