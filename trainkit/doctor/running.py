@@ -86,8 +86,10 @@ class _Running:
         self.exited = False
         self._said = {"out": bytearray(), "err": bytearray()}
         # The child finds modules where this process does, whatever folder it is started in.
-        code = f"import sys; sys.path[:] = {sys.path!r}; import trainkit.doctor.child as c; c.main()"
-        self.process = subprocess.Popen(
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; import trainkit.doctor.child as c; c.main()"
+        )
+        self.process = subprocess.Popen(  # noqa: S603 - this very Python
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Limits that the kernel sets to this process beside memory and CPU: files, locked memory, tasks."""
+"""Limits beside those of memory and CPU: open files, locked memory, processes."""
 
 import os
 import resource
