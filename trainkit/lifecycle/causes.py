@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from trainkit.errors import DeadlineError, ExitCode, PeerLostError, TrainkitError
 from trainkit.lifecycle.hints import PEER_GONE, hint_of_text
 
-__all__ = ["exit_code_of", "hint_for", "is_peer_loss", "is_watchdog_abort", "tells_peer_loss"]
+__all__ = [
+    "exit_code_of",
+    "hint_for",
+    "is_peer_loss",
+    "is_watchdog_abort",
+    "message_of",
+    "tells_peer_loss",
+]
 
 _PEER_ERRORS = frozenset(
     {
@@ -77,7 +84,7 @@ def exit_code_of(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    if any("duplicate gpu" in str(link).lower() for link in _chain(error)):
+    if any("duplicate gpu" in message_of(link).lower() for link in _chain(error)):
         return ExitCode.ENVIRONMENT  # two ranks on one device: trying again changes nothing
     passing = is_peer_loss(error) or is_storage_loss(error) or _is_hardware_loss(error)
     return ExitCode.RETRYABLE if passing else ExitCode.USER_CODE
@@ -94,7 +101,7 @@ def is_peer_loss(error: BaseException) -> bool:
     """Whether ``error`` says that another rank, or the way to it, is gone."""
     if isinstance(error, TrainkitError):
         return isinstance(error, PeerLostError | DeadlineError)
-    return any(tells_peer_loss(type(link).__name__, str(link)) for link in _chain(error))
+    return any(tells_peer_loss(type(link).__name__, message_of(link)) for link in _chain(error))
 
 
 def tells_peer_loss(error: str, message: str) -> bool:
@@ -125,11 +132,21 @@ def hint_for(error: BaseException) -> str:
         return ""
     if is_peer_loss(error):
         return PEER_GONE
-    return hint_of_text("\n".join(f"{type(link).__name__}: {link}" for link in _chain(error)))
+    return hint_of_text(
+        "\n".join(f"{type(link).__name__}: {message_of(link)}" for link in _chain(error))
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """The error's message; one whose own ``__str__`` fails must not hide that it was raised."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"<its message cannot be shown: {type(worse).__name__}>"
 
 
 def _is_hardware_loss(error: BaseException) -> bool:
-    texts = (str(link).lower() for link in _chain(error))
+    texts = (message_of(link).lower() for link in _chain(error))
     return any(word in text for text in texts for word in _HARDWARE_WORDS)
 
 

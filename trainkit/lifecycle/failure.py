@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.errors import TrainkitError
-from trainkit.lifecycle.causes import exit_code_of, hint_for, is_peer_loss
+from trainkit.lifecycle.causes import exit_code_of, hint_for, is_peer_loss, message_of
 from trainkit.redaction import redacted
 
 __all__ = ["FailureRecord", "report"]
@@ -47,7 +47,7 @@ class FailureRecord:
             rank=rank,
             host=socket.gethostname(),
             error=type(error).__name__,
-            message=redacted(_text(error)),
+            message=redacted(message_of(error)),
             traceback=redacted("".join(traceback.format_exception(error))),
             time=time.time(),
             hint=hint_for(error),
@@ -117,11 +117,3 @@ def report(error: BaseException, *, rank: int | None, error_file: str | None) ->
     if error_file and record.exit_code != 0:
         record.write(error_file)
     return record.exit_code
-
-
-def _text(error: BaseException) -> str:
-    """The error's message; one whose own ``__str__`` fails must not hide that it was raised."""
-    try:
-        return str(error)
-    except Exception as worse:
-        return f"<its message cannot be shown: {type(worse).__name__}>"

@@ -37,7 +37,7 @@ def _memory() -> str:
 
 def _memory_numbers(killed: int) -> str:
     used = memory_use()
-    parts = ["no limit is set here" if used is None else f"limit {_size(used[1])}"]
+    parts = ["no limit is seen from here" if used is None else f"limit {_size(used[1])}"]
     if used is not None:
         parts.append(f"{_size(used[0])} in use now")
     parts.append(f"{killed} process{'es' * (killed != 1)} killed for memory")
