@@ -132,10 +132,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _is_beside_the_first() -> bool:
     """Whether this is a rank beside another one of its host, which looks at the host."""
-    from trainkit.topology import detect
+    from dataclasses import replace
+
+    from trainkit.topology import Sight, detect
 
     try:
-        topology = detect()
+        # A driver that hangs must not hang this process; and for ranks GPUs do not matter.
+        topology = detect(replace(Sight.here(), visible_gpus=0))
     except TopologyError:
         return False
     return not topology.starts_ranks and bool(topology.local_rank)
