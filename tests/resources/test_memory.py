@@ -4,9 +4,11 @@ import pytest
 
 from trainkit.resources.memory import (
     memory_left,
+    memory_limit,
     memory_use,
     oom_kills,
     shared_memory,
+    smallest_limit,
     smallest_room,
 )
 
@@ -145,3 +147,15 @@ def test_shared_memory(tmp_path):
     assert 0 <= free <= size
     assert size > 0
     assert shared_memory(str(tmp_path / "none")) is None
+
+
+def test_the_limit_and_what_sets_it(room, tmp_path):
+    room({})
+    assert smallest_limit(str(tmp_path)) is None
+    room(MACHINE)
+    assert smallest_limit(str(tmp_path)) == (9000 * 1024, "the machine")
+    room({"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/memory.max": "1000000\n"})
+    assert smallest_limit(str(tmp_path)) == (1_000_000, "/sys/fs/cgroup/pod/memory.max")
+    found = memory_limit()
+    assert found is not None
+    assert found[0] > 1 << 20
