@@ -13,7 +13,7 @@ from trainkit.doctor.finding import Check, Finding, Question, Status
 from trainkit.errors import TrainkitError
 from trainkit.lifecycle.parent import die_with_parent
 
-__all__ = ["main", "private_stdout"]
+__all__ = ["main", "private_stdout", "python"]
 
 
 def main() -> None:
@@ -28,6 +28,11 @@ def main() -> None:
     answers.flush()
     # Threads and clients of libraries that hang at the interpreter's end would cost the deadline.
     os._exit(0)
+
+
+def python() -> str:
+    """This very Python, to be started once more."""
+    return sys.executable or os.path.realpath("/proc/self/exe")
 
 
 def private_stdout() -> Any:

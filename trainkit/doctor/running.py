@@ -7,6 +7,7 @@ thread could not be ended then; a process can, with all that it started.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trainkit.doctor.checks import CHECKS, Entry, seconds_of
+from trainkit.doctor.child import python
 from trainkit.doctor.finding import Finding, Question, Status
 from trainkit.doctor.secrets import without_secrets_of
 from trainkit.waiting import Deadline
@@ -90,7 +92,7 @@ class _Running:
             f"import sys; sys.path[:] = {sys.path!r}; import trainkit.doctor.child as c; c.main()"
         )
         self.process = subprocess.Popen(  # noqa: S603 - this very Python
-            [sys.executable, "-c", code],
+            [python(), "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -177,9 +179,10 @@ def _parsed(said: bytes) -> Iterable[Finding]:
 
 
 def _not_started(entry: Entry, error: OSError) -> Finding:
-    return Finding(
-        entry.name,
-        Status.BROKEN,
-        f"no process can be started for the check {entry.name}: {error}",
-        "Raise the pod's limit of processes (pids) or of memory: ranks could not start either.",
-    )
+    advice = "Ranks could not start either: can this user run this Python?"
+    if error.errno in (errno.EAGAIN, errno.ENOMEM):
+        advice = "Raise the pod's limit of processes or of memory: ranks could not start either."
+    elif error.errno == errno.EMFILE:
+        advice = "Raise the limit of open files (ulimit -n)."
+    found = f"no process can be started for the check {entry.name}: {error}"
+    return Finding(entry.name, Status.BROKEN, found, advice)

@@ -106,9 +106,9 @@ def test_across_pods_of_two_ranks_each(pods):
         assert one.of("all-reduce-across")["values"]["world_size"] == 4
 
 
-def test_under_torchrun_the_first_rank_of_a_host_speaks(pods):
+def test_under_torchrun_the_first_rank_of_a_host_speaks(pods, tmp_path):
     command = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "trainkit", "doctor")
-    (told,) = pods([{}], *ACROSS, command=command)
+    (told,) = pods([{"TMPDIR": tmp_path}], *ACROSS, command=command)
     assert told.code == 0, told
     assert json.loads(told.out)["fit"] is True
     assert told.of("all-reduce-across")["values"]["world_size"] == 2

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
+from trainkit.doctor.child import private_stdout, python
+from trainkit.lifecycle.parent import die_with_parent
 from trainkit.waiting import Deadline
 
 __all__ = ["Program", "serve"]
@@ -36,7 +39,7 @@ class Program:
         )
         # In this process's group, which is ended as a whole.
         self._process = subprocess.Popen(  # noqa: S603 - this very Python
-            [sys.executable, "-c", code],
+            [python(), "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -73,11 +76,6 @@ class Program:
 
 def serve(module: str) -> None:
     """The program's side: run ``main``, print its answer as a line of JSON, and end at once."""
-    from importlib import import_module
-
-    from trainkit.doctor.child import private_stdout
-    from trainkit.lifecycle.parent import die_with_parent
-
     die_with_parent()
     request = json.load(sys.stdin)
     answers = private_stdout()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,14 @@ def check_local(question: Question) -> Iterator[Finding]:
     ]
     # These ranks are none of the job's: they meet by themselves, on this host.
     environ = {n: v for n, v in config.environ().items() if not n.startswith(_LAUNCHERS)}
-    yield from judge("all-reduce", ranks, _answers(ranks, seconds, environ))
+    try:
+        with tempfile.TemporaryDirectory(prefix="trainkit-doctor-") as folder:
+            answers = _answers(ranks, seconds, {**environ, "TMPDIR": folder})
+    except OSError as error:
+        text = f"the ranks have no temporary folder to meet in: {error}"
+        yield Finding("all-reduce", Status.NOT_CHECKED, text, "See the check disk.")
+        return
+    yield from judge("all-reduce", ranks, answers)
 
 
 def check_across(question: Question) -> Iterator[Finding]:
