@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
         "--format",
         choices=(*FORMATS, "dcp"),
         default=FORMATS[0],
-        help="safetensors: the files as they are, or put together from what each rank saved, with "
-        "the index that transformers reads if they are several; torch: one file for torch.load(weights_only=True), read into memory as a "
-        "whole (default: %(default)s)",
+        help="safetensors: the files as they are, or put together from what each rank saved, "
+        "with the index that transformers reads if they are several; torch: one file for "
+        "torch.load(weights_only=True), read into memory as a whole (default: %(default)s)",
     )
     options = parser.parse_args(argv)
     storage, named = open_root(options.url)
