@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "HelpFormatter", "command_list", "dispatch", "main"]
 COMMANDS = {
     "env": ("trainkit.cli.env:main", "show who this process is in its job"),
     "launch": ("trainkit.cli.launch:main", "run what this pod of a job is for"),
+    "signal": ("trainkit.cli.signal:main", "send a signal to the launcher of this container"),
     "doctor": ("trainkit.cli.doctor:main", "say what would break this job, before it starts"),
     "checkpoint": ("trainkit.cli.checkpoint:main", "look at checkpoints, check and tidy them"),
 }

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from trainkit import config
 from trainkit.cli.entry import HelpFormatter
-from trainkit.errors import UsageError
+from trainkit.errors import EnvironmentFaultError, UsageError
 from trainkit.launch.entry import names_torch
 from trainkit.launch.options import LaunchOptions, parse
 from trainkit.launch.plan import ProgramPlan, RankPlan, plan_pod
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         environ["TRAINKIT_GRACE_PERIOD"] = f"{options.grace_period:g}"
     settings = config.settings()
     topology = _with_gpus(detect(), config.environ())
+    _refuse_mpi(topology)
     torch = names_torch(options.entry)
     plan = _plan(topology, options, torch)
     forked = _forks(options, torch)
@@ -46,6 +47,20 @@ def main(argv: Sequence[str]) -> int:
     for note in topology.notes:
         log.warning("%s", note)
     return _run(topology, plan, options, environ, settings, forked=forked)
+
+
+def _refuse_mpi(topology: Topology) -> None:
+    """Pods of an MPI job: their ranks must not be taken for this one process."""
+    if topology.runs_mpirun:
+        raise EnvironmentFaultError(
+            f"this is an MPI launcher pod, and `trainkit launch` does not start mpirun yet. Make "
+            f"`mpirun -n {topology.world_size} python train.py` the pod's command; with Open MPI 5 "
+            f"give it the hostfile (--hostfile), or all ranks run in this pod."
+        )
+    if topology.awaits_mpirun:
+        raise EnvironmentFaultError(
+            "this is an MPI worker pod, in which mpirun starts the ranks. Make sshd its command."
+        )
 
 
 def _run(

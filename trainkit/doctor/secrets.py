@@ -7,7 +7,7 @@ from typing import Any
 
 from trainkit.config import environ, is_secret
 from trainkit.doctor.finding import Finding
-from trainkit.storage.credentials import without_secrets
+from trainkit.redaction import without_secrets
 
 __all__ = ["without_secrets_of"]
 

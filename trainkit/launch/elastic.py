@@ -4,6 +4,7 @@ Rendezvous, restarts and the variables that a rank sees are the agent's own; thi
 only one that knows it.
 """
 
+import functools
 import logging
 import signal
 import socket
@@ -19,7 +20,7 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from trainkit.launch.local_ranks import LocalRanks, RankSpec
@@ -44,10 +45,10 @@ def rendezvous_of(plan: RankPlan, timeout: float, local_addr: str | None = None)
         timeout: seconds to wait for the other nodes.
         local_addr: under which others reach this node.
     """
-    inner: RendezvousHandler
     if plan.backend == "static":
         host, _, port = plan.endpoint.rpartition(":")
-        inner = StaticRendezvous(
+        inner = functools.partial(
+            StaticRendezvous,
             host,
             int(port),
             node=plan.node_rank or 0,
@@ -68,7 +69,7 @@ def rendezvous_of(plan: RankPlan, timeout: float, local_addr: str | None = None)
         local_addr=local_addr,
         **options,
     )
-    return FreshStores(get_rendezvous_handler(parameters), timeout, None)
+    return FreshStores(lambda: get_rendezvous_handler(parameters), timeout, None)
 
 
 class RankAgent(SimpleElasticAgent):

@@ -11,11 +11,16 @@ import logging
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
+from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousInfo,
+)
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from trainkit.coordination.network import await_address, port_holder
@@ -59,15 +64,19 @@ def serve(port: int, timeout: float) -> dist.TCPStore:
 class FreshStores(RendezvousHandler):
     """Another handler's rounds, in each of which ranks get a store that nobody has used."""
 
-    def __init__(self, inner: RendezvousHandler, timeout: float, address: str | None) -> None:
-        """Wrap ``inner``.
+    def __init__(
+        self, make: Callable[[], RendezvousHandler], timeout: float, address: str | None
+    ) -> None:
+        """Make the handler that is wrapped.
 
         Args:
-            inner: decides who takes part, and as which node.
+            make: makes the handler that decides who takes part, and as which node; again where
+                the connection to whoever serves it is lost, until he is back.
             timeout: in seconds, of operations on the store.
-            address: under which other nodes reach this one; what ``inner`` says by default.
+            address: under which other nodes reach this one; what the handler says by default.
         """
-        self._inner = inner
+        self._make = make
+        self._inner = make()
         self._timeout = timeout
         self._address = address
         self._server: dist.TCPStore | None = None
@@ -77,7 +86,7 @@ class FreshStores(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        info = self._inner.next_rendezvous()
+        info = self._next_round(Deadline(self._timeout))
         store: Any = info.store
         if info.rank == 0:
             self._server = serve(0, self._timeout)  # and the last one's connections end
@@ -103,13 +112,32 @@ class FreshStores(RendezvousHandler):
         self._inner.set_closed()
 
     def num_nodes_waiting(self) -> int:
-        return self._inner.num_nodes_waiting()
+        try:
+            return self._inner.num_nodes_waiting()
+        except RendezvousConnectionError:
+            return 1  # whoever served it is gone, and his ranks with him
 
     def get_run_id(self) -> str:
         return self._inner.get_run_id()
 
     def shutdown(self) -> bool:
         return self._inner.shutdown()
+
+    def _next_round(self, deadline: Deadline) -> RendezvousInfo:
+        while True:
+            try:
+                return self._inner.next_rendezvous()
+            except RendezvousConnectionError as reason:
+                if deadline.passed:
+                    raise
+                log.warning("the rendezvous is lost (%s): waiting for it", _line(reason))
+            while not deadline.passed:
+                time.sleep(0.5)
+                try:
+                    self._inner = self._make()
+                    break
+                except RendezvousConnectionError:
+                    continue
 
     def lost_nodes(self) -> list[int]:
         """Nodes whose launchers give no sign of life, as far as that can be told."""

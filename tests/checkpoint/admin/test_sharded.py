@@ -28,6 +28,7 @@ from trainkit.testing import run_ranks
 
 torch = pytest.importorskip("torch")
 
+
 def newest_of(folder):
     storage, named = open_root(str(folder))
     return storage, find_step(storage, None, named)
