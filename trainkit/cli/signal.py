@@ -1,6 +1,7 @@
 """``trainkit signal``: reach the launcher of this container behind a shell that is in the way."""
 
 import argparse
+import itertools
 import os
 import signal
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def _is_launcher(info: ProcessInfo) -> bool:
         words = Path(f"/proc/{info.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    pairs = zip(words, words[1:], strict=False)
+    pairs = itertools.pairwise(words)
     return any(one.rpartition(b"/")[2] == b"trainkit" and two == b"launch" for one, two in pairs)
 
 
