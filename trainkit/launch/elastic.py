@@ -8,10 +8,12 @@ import functools
 import logging
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
     SimpleElasticAgent,
@@ -27,10 +29,14 @@ from trainkit.launch.local_ranks import LocalRanks, RankSpec
 from trainkit.launch.plan import RankPlan
 from trainkit.launch.rendezvous import FreshStores, StaticRendezvous
 from trainkit.launch.report import failure_report
+from trainkit.waiting import Deadline, backoff
 
 __all__ = ["RankAgent", "Stopped", "rendezvous_of"]
 
 log = logging.getLogger(__name__)
+
+_LEAVE = 3.0
+"""Seconds for which the launcher that serves the store waits for the others to leave."""
 
 
 class Stopped(Exception):
@@ -141,6 +147,37 @@ class RankAgent(SimpleElasticAgent):
             done: dict[int, Any] = {end.rank: None for end in ranks.ends}
             return RunResult(state=WorkerState.SUCCEEDED, return_values=done)
         return RunResult(state=WorkerState.HEALTHY)
+
+    def _exit_barrier(self) -> None:
+        """Stay until the ranks of all nodes are done, for they may meet in a store of this node's.
+
+        The launcher that serves it leaves last, or the others' last question would fail loudly.
+        """
+        store: Any = self._store
+        world = self._worker_group.group_world_size or 1
+        if store is None or world == 1:
+            return
+        try:
+            store.add("trainkit/done", 1)
+            if not self._counted(store, "trainkit/done", world, self._exit_barrier_timeout):
+                log.warning("not all nodes were done within %.0f s", self._exit_barrier_timeout)
+            store.add("trainkit/left", 1)
+            if self._worker_group.group_rank == 0:
+                self._counted(store, "trainkit/left", world, _LEAVE)
+        except dist.DistError:
+            log.debug("the rendezvous ended before this node had left")
+
+    def _counted(self, store: Any, key: str, wanted: int, seconds: float) -> bool:
+        deadline = Deadline(seconds)
+        for pause in backoff(last=0.2):
+            if store.add(key, 0) >= wanted:
+                return True
+            if self._ranks.wanted:
+                raise Stopped
+            if deadline.passed:
+                break
+            time.sleep(pause)
+        return False
 
     def _failed(self) -> RunResult:
         report = failure_report(self._ranks.ends, host=socket.gethostname())

@@ -142,6 +142,8 @@ class Launch:
         failed = [end for end in ranks.ends if end.exitcode]
         if ranks.wanted:
             number = ranks.wanted[0]
+            if not ranks.ends:
+                return supervisor.code_after(number)
             orderly = (*_ORDERLY, -number, 128 + number)
             if all(end.exitcode in orderly for end in failed):
                 return supervisor.code_after(number) if failed else ExitCode.DONE
