@@ -154,7 +154,8 @@ class RankAgent(SimpleElasticAgent):
         The launcher that serves it leaves last, or the others' last question would fail loudly.
         """
         store: Any = self._store
-        world = self._worker_group.group_world_size or 1
+        group: Any = self._worker_group
+        world = group.group_world_size or 1
         if store is None or world == 1:
             return
         try:
@@ -162,7 +163,7 @@ class RankAgent(SimpleElasticAgent):
             if not self._counted(store, "trainkit/done", world, self._exit_barrier_timeout):
                 log.warning("not all nodes were done within %.0f s", self._exit_barrier_timeout)
             store.add("trainkit/left", 1)
-            if self._worker_group.group_rank == 0:
+            if group.group_rank == 0:
                 self._counted(store, "trainkit/left", world, _LEAVE)
         except dist.DistError:
             log.debug("the rendezvous ended before this node had left")
