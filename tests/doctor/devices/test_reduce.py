@@ -115,7 +115,7 @@ def test_under_torchrun_the_first_rank_of_a_host_speaks(pods, tmp_path):
 
 
 def test_a_pod_that_does_not_come(pods):
-    (told,) = pods([pod(0, 2, free_port())], *ACROSS, "--timeout", 15)
+    (told,) = pods([pod(0, 2, free_port())], *ACROSS, "--timeout", 30)
     assert told.code == 78
     found = told.of("all-reduce-across")
     assert "missing: rank 1" in found["found"]

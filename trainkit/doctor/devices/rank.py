@@ -28,7 +28,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """Meet the other ranks, sum what is known, and measure.
 
     Args:
-        request: ``topology`` of this rank, ``timeout`` in seconds.
+        request: ``topology`` of this rank, and ``until`` when on the monotonic clock to wait.
 
     Returns:
         ``bandwidth`` of the bus and its ``limit`` in bytes a second, and what ``limits`` it;
@@ -36,7 +36,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """
     values = request["topology"]
     topology = Topology(**{**values, "role": Role(values["role"])})
-    timeout = float(request["timeout"])
+    timeout = max(1.0, request["until"] - time.monotonic())
     device = choose_device(
         topology.local_rank or 0, topology.local_world_size, request=settings().device
     )

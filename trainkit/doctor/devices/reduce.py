@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -130,11 +131,12 @@ def _answers(
     ranks: list[Topology], seconds: float, environ: Mapping[str, str] | None
 ) -> list[dict[str, Any]]:
     deadline = Deadline(_SHARE * seconds)
-    # The ranks' own deadline is over first: theirs names who is missing.
-    timeout = 0.8 * deadline.seconds
+    # The ranks' own deadline is over first: theirs names who is missing. It is a moment on the
+    # clock that all processes of this host share, since importing torch may take long.
+    until = time.monotonic() + 0.8 * deadline.seconds
     module = "trainkit.doctor.devices.rank"
     programs = [
-        Program(module, {"topology": rank.to_json(), "timeout": timeout}, environ) for rank in ranks
+        Program(module, {"topology": rank.to_json(), "until": until}, environ) for rank in ranks
     ]
     return [program.answer(deadline) for program in programs]
 
