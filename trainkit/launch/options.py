@@ -32,7 +32,6 @@ class LaunchOptions:
     prefix: bool | None
     """None: if there are several ranks here."""
     dry_run: bool
-    wait_for: tuple[str, ...]
     local_addr: str | None
     virtual_local_rank: bool
 
@@ -100,7 +99,6 @@ def parse(
         output=output,
         prefix=given["prefix"],
         dry_run=given["dry_run"],
-        wait_for=tuple(given["wait_for"] or ()),
         local_addr=read.text("local_addr"),
         virtual_local_rank=read.yes("virtual_local_rank"),
     )
@@ -195,12 +193,6 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         *_spellings("virtual-local-rank"),
         action="store_true",
         help="LOCAL_RANK is 0 for all, and each sees one GPU",
-    )
-    ranks.add_argument(
-        *_spellings("wait-for"),
-        metavar="PATH|HOST:PORT",
-        action="append",
-        help="wait until this folder, file or port is there; may be repeated",
     )
     shown = parser.add_argument_group("output")
     shown.add_argument(
