@@ -26,7 +26,8 @@ class Stuck:
 
     def __str__(self) -> str:
         how = "" if self.alive else ", and its process does not run (stopped, or in the kernel)"
-        return f"rank {self.rank}: no step for {self.seconds:.0f} s after step {self.step}{how}"
+        since = "since it began" if self.step < 0 else f"after step {self.step}"
+        return f"rank {self.rank}: no step for {self.seconds:.0f} s {since}{how}"
 
 
 class HangWatch:
@@ -55,8 +56,7 @@ class HangWatch:
         found = []
         for rank, path in files.items():
             pulse = Pulse.read(path)
-            if pulse is None or pulse.step < 0:
-                self._last.pop(rank, None)
+            if pulse is None:
                 continue
             before, moved, beaten = self._last.get(rank, (None, now, now))
             if before is None or (before.step, before.polls) != (pulse.step, pulse.polls):
@@ -67,7 +67,8 @@ class HangWatch:
             if now - moved > self._timeout / 2:
                 alive = now - beaten < max(2.0, self._timeout / 2)
                 found.append(Stuck(rank, pulse.step, now - moved, alive))
-        # Once one is stuck the others are about to be, for they wait for it.
-        if not any(one.seconds > self._timeout for one in found):
+        # Once one is stuck the others are about to be, for they wait for it. One that has noted no
+        # step yet is never the first, and may be the one that is waited for.
+        if not any(one.step >= 0 and one.seconds > self._timeout for one in found):
             return []
         return sorted(found, key=lambda one: (one.alive, one.step, -one.seconds))
