@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="trainkit launch",
         usage="trainkit launch [options] (script.py | -m module) args...",
-        description="Run what this pod, or host, is for: its ranks, one process of a role, "
-        "mpirun, or sshd. What torchrun's flags and PET_* variables say means the same here.",
+        description="Run what this pod, or host, is for: its ranks, or one process of a role.\n"
+        "What torchrun's flags and PET_* variables say means the same here.",
         formatter_class=HelpFormatter,
     )
