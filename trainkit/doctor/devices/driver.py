@@ -52,14 +52,14 @@ def judge(driver: tuple[int, int], release: str, torch: tuple[str, str | None] |
     values |= {"torch": version, "torch_cuda": built}
     if built is None:
         found = f"torch {version} is built without CUDA, and there is a GPU"
-        advice = "Install a build for CUDA (pip's default for Linux, or download.pytorch.org/whl)."
+        advice = "Install a build for CUDA, which is pip's default on Linux."
         return Finding("gpu-driver", Status.BROKEN, found, advice, values)
     found += f", torch {version} is built for {built}"
     major, minor = (int(part) for part in (*built.split("."), "0")[:2])
     if major > driver[0]:
         advice = (
             f"The driver is too old: update it on the node, or install a torch for CUDA "
-            f"{driver[0]} (the index https://download.pytorch.org/whl/cu{driver[0]}…)."
+            f"{driver[0]} (torch's own index has builds for older ones)."
         )
         return Finding("gpu-driver", Status.BROKEN, found, advice, values)
     if (major, minor) > driver:
