@@ -11,12 +11,12 @@ import shutil
 import signal
 import socket
 import time
-import weakref
 from typing import Any, NoReturn
 
 from trainkit.launch.nursery import receive, send
 from trainkit.launch.rank import become_rank
 from trainkit.processes.kernel import adopt_orphans
+from trainkit.processes.program import spare_finalizers
 from trainkit.processes.table import ProcessInfo, descendants, process_table
 from trainkit.waiting import Deadline
 
@@ -35,7 +35,7 @@ def main(descriptor: int, launcher: int) -> NoReturn:
 def serve(control: socket.socket, launcher: int) -> NoReturn:
     """Serve the launcher at the other end until it is gone; then end everything below."""
     os.setsid()  # a terminal's Ctrl-C is the launcher's, which passes it on
-    _spare_finalizers()
+    spare_finalizers()
     gc.collect()
     gc.freeze()  # later collections leave these objects, and the pages they share, alone
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
@@ -48,17 +48,6 @@ def serve(control: socket.socket, launcher: int) -> NoReturn:
     finally:
         server.end_all()
         os._exit(0)
-
-
-def _spare_finalizers() -> None:
-    """Keep ranks from running the finalizers of preloaded modules when they end.
-
-    torch alone takes 30 to 50 ms there to take down its operator tables, one by one, in a
-    process whose memory is about to go. What a rank registers itself does run.
-    """
-    # Private, hence the default: without it the ranks only end later.
-    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
-        finalizer.atexit = False
 
 
 class _Server:

@@ -17,11 +17,11 @@ import signal
 import socket
 import sys
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
 from trainkit.processes.kernel import adopt_orphans
+from trainkit.processes.program import spare_finalizers
 from trainkit.processes.table import descendants, own_children, process_table
 from trainkit.testing.family import Family, kill
 from trainkit.testing.rank import become_rank
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         why = f"preloading {arguments[1:]} started threads ({', '.join(threads)})"
         _send(control, {"event": "unfit", "why": why + ": a fork would copy only one of them"})
         return 1
-    _spare_finalizers()
+    spare_finalizers()
     gc.collect()
     gc.freeze()  # later collections leave these objects, and the pages they share, alone
     adopt_orphans()
@@ -64,17 +64,6 @@ def _preload(names: list[str]) -> list[str]:
             importlib.import_module(name)
             loaded.append(name)
     return loaded
-
-
-def _spare_finalizers() -> None:
-    """Keep ranks from running the finalizers of preloaded modules when they end.
-
-    torch alone takes 30 to 50 ms there to take down its operator tables, one by one, in a
-    process whose memory is about to go. What a rank registers itself does run.
-    """
-    # Private, hence the default: without it the ranks only end later.
-    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
-        finalizer.atexit = False
 
 
 def _threads() -> list[str]:
