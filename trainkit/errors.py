@@ -131,7 +131,7 @@ class Preempted(TrainkitError, SystemExit):
 
     exit_code = ExitCode.PREEMPTED
 
-    def __init__(self, message: str, *, exit_code: ExitCode = ExitCode.PREEMPTED) -> None:
+    def __init__(self, message: str, *, exit_code: int = ExitCode.PREEMPTED) -> None:
         super().__init__(message)
         self.message = message
         self.code = int(exit_code)

@@ -96,6 +96,16 @@ def test_a_lost_node_is_named_and_the_job_may_be_tried_again(nodes):
     assert "node 1 gives no sign of life" in both[0].err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_launcher_that_waits_for_others_ends_at_once_when_asked(nodes, port, number, code):
+    one = nodes(0)
+    wait_until(lambda: _listens(port), what="it to wait for node 1", deadline=Deadline(60))
+    one.process.send_signal(number)
+    assert one.wait() == code
+    assert f"{number.name} while no rank was running here" in one.err
+    assert "trainjob worker 0" in one.err  # each launcher says what it is
+
+
 def test_a_node_that_does_not_come_is_named(nodes):
     one = nodes(0, TRAINKIT_TIMEOUT="3")
     assert one.wait() == 138

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stream.flush()
     except TrainkitError as error:
         print(f"trainkit: {error}", file=sys.stderr)
-        return int(error.exit_code)
+        return int(getattr(error, "code", error.exit_code))  # a Preempted has one of its own
     except BrokenPipeError:
         _give_up_stdout()
         return _BROKEN_PIPE

@@ -1,7 +1,6 @@
 """``trainkit launch``: the one command for every kind of job."""
 
 import argparse
-import logging
 import shlex
 import uuid
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,13 @@ from dataclasses import replace
 from trainkit import config
 from trainkit.cli.entry import HelpFormatter
 from trainkit.errors import EnvironmentFaultError, UsageError
+from trainkit.launch.announcing import log_topology
 from trainkit.launch.entry import names_torch
 from trainkit.launch.options import LaunchOptions, parse
 from trainkit.launch.plan import ProgramPlan, RankPlan, plan_pod
 from trainkit.topology import Topology, detect
 
 __all__ = ["main"]
-
-log = logging.getLogger("trainkit")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +26,6 @@ def main(argv: Sequence[str]) -> int:
     """
     environ = dict(config.environ())
     options = parse(argv, environ, _parser())
-    _log_to_stderr()
     config.set_environ(options.pet)
     if options.grace_period is not None:
         config.set_environ({"TRAINKIT_GRACE_PERIOD": f"{options.grace_period:g}"})
@@ -43,9 +40,7 @@ def main(argv: Sequence[str]) -> int:
         for line in _shown(topology, plan, forked=forked):
             print(line)
         return 0
-    log.info("%s", topology.summary())
-    for note in topology.notes:
-        log.warning("%s", note)
+    log_topology(topology, by_all=True)
     return _run(topology, plan, options, environ, settings, forked=forked)
 
 
@@ -155,15 +150,6 @@ def _variables(plan: RankPlan) -> dict[str, str]:
         "TORCHELASTIC_RUN_ID": plan.run_id,
         "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
     }
-
-
-def _log_to_stderr() -> None:
-    if logging.getLogger().handlers or log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("trainkit: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,12 +4,13 @@ Rendezvous, restarts and the variables that a rank sees are the agent's own; thi
 only one that knows it.
 """
 
+import contextlib
 import functools
 import logging
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from trainkit.errors import DeadlineError
 from trainkit.launch.local_ranks import LocalRanks, RankSpec
 from trainkit.launch.plan import RankPlan
 from trainkit.launch.rendezvous import FreshStores, StaticRendezvous
 from trainkit.launch.report import failure_report
 from trainkit.waiting import Deadline, backoff
 
-__all__ = ["RankAgent", "Stopped", "rendezvous_of"]
+__all__ = ["RankAgent", "Stopped", "rendezvous_errors", "rendezvous_of"]
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,23 @@ def rendezvous_of(plan: RankPlan, timeout: float, local_addr: str | None = None)
         **options,
     )
     return FreshStores(lambda: get_rendezvous_handler(parameters), timeout, None)
+
+
+@contextlib.contextmanager
+def rendezvous_errors(plan: RankPlan, timeout: float) -> Iterator[None]:
+    """Turn the agent's errors about other pods into one message, and a code that is retried."""
+    try:
+        yield
+    except (RendezvousError, dist.DistError) as reason:
+        pods = f"{plan.min_nodes}"
+        if plan.max_nodes != plan.min_nodes:
+            pods += f" to {plan.max_nodes}"
+        first = str(reason).strip().partition("\n")[0] or type(reason).__name__
+        raise DeadlineError(
+            f"the launchers of {pods} pods did not meet at {plan.endpoint} ({plan.backend}, "
+            f"{timeout:.0f} s): {first}. Are all pods running, and is the address right? "
+            f"TRAINKIT_TIMEOUT sets the seconds to wait."
+        ) from None
 
 
 class RankAgent(SimpleElasticAgent):

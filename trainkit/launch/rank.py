@@ -1,4 +1,4 @@
-"""From the fork to the user's code: what makes a copy of the nursery a rank of its own."""
+"""What ranks share before the fork, and what makes a fork a rank of its own after it."""
 
 import contextlib
 import importlib
@@ -24,9 +24,24 @@ from trainkit.processes.program import (
     shut_down,
 )
 
-__all__ = ["become_rank"]
+__all__ = ["become_rank", "preload"]
 
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
+
+def preload() -> None:
+    """Import torch with one native thread, so that this process can be forked.
+
+    OpenMP and OpenBLAS read their number of threads when they are loaded.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = config.environ()
+    config.set_environ(dict.fromkeys(names, "1"))
+    try:
+        import torch
+        import torch.distributed.elastic.agent.server.api  # what the launcher needs itself
+
+        del torch
+    finally:
+        config.set_environ({name: before.get(name) for name in names})
 
 
 def become_rank(request: Mapping[str, Any], files: Mapping[str, int], nursery: int) -> NoReturn:

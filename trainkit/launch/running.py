@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainkit import config
-from trainkit.errors import DeadlineError, DependencyError, ExitCode
+from trainkit.errors import DependencyError, ExitCode
 from trainkit.launch.entry import Entry
 from trainkit.launch.hang import Stuck
 from trainkit.launch.local_ranks import LocalRanks, RankSpec
 from trainkit.launch.nursery import Nursery
 from trainkit.launch.output import OutputOptions, RankOutput
 from trainkit.launch.plan import ProgramPlan, RankPlan
+from trainkit.launch.rank import preload
 from trainkit.launch.report import failure_report
 from trainkit.launch.supervisor import Supervisor
 from trainkit.launch.termination import write_termination_message
@@ -77,12 +78,12 @@ class Launch:
         # Only the handler's own store would be served to all rounds; FreshStores has its own.
         config.set_environ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
         environ = self._shared_cpus(plan.nproc)
-        with self._ranks(nursery, environ, plan.run_id) as (ranks, supervisor, ooms):
+        with self._ranks(nursery, plan.run_id) as (ranks, supervisor, ooms):
             rendezvous = elastic.rendezvous_of(plan, self.timeout, local_addr)
             agent = elastic.RankAgent(
                 plan, rendezvous, ranks, environ, name=self.name, grace_period=self.grace_period
             )
-            with _rendezvous_errors(plan, self.timeout):
+            with elastic.rendezvous_errors(plan, self.timeout):
                 try:
                     agent.run()
                 except elastic.Stopped:
@@ -94,7 +95,7 @@ class Launch:
 
     def run_program(self, plan: ProgramPlan, nursery: Nursery, max_restarts: int = 0) -> int:
         """Run one process as it is to its end, and return the exit code of this process."""
-        with self._ranks(nursery, self.environ, "program") as (ranks, supervisor, ooms):
+        with self._ranks(nursery, "program") as (ranks, supervisor, ooms):
             rank = self.environ.get("RANK", "0")
             spec = RankSpec(int(rank) if rank.isdigit() else 0, 0, self.name, self.environ)
             for left in range(max_restarts, -1, -1):
@@ -103,18 +104,13 @@ class Launch:
                     ranks.watch(1.0)
                 if ranks.wanted or not ranks.failed:
                     break
-                if (
-                    not failure_report(ranks.ends, host=socket.gethostname()).retryable_in_place
-                    or not left
-                ):
+                report = failure_report(ranks.ends, host=socket.gethostname())
+                if not left or not report.retryable_in_place:
                     break
             return self._finish(ranks, supervisor, ooms, [])
 
     @contextlib.contextmanager
-    def _ranks(
-        self, nursery: Nursery, environ: Mapping[str, str], run_id: str
-    ) -> Iterator[tuple[LocalRanks, Supervisor, int]]:
-        del environ
+    def _ranks(self, nursery: Nursery, run_id: str) -> Iterator[tuple[LocalRanks, Supervisor, int]]:
         with tempfile.TemporaryDirectory(prefix="trainkit-ranks-") as folder:
             nursery.remove_at_the_end(Path(folder))
             output = RankOutput(self.output, run_id, Path(folder))
@@ -189,43 +185,6 @@ class Launch:
         return {**self.environ, "OMP_NUM_THREADS": str(max(1, int(limit) // nproc))}
 
 
-def preload() -> None:
-    """Import torch with one native thread, so that this process can be forked.
-
-    OpenMP and OpenBLAS read their number of threads when they are loaded.
-    """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = config.environ()
-    config.set_environ(dict.fromkeys(names, "1"))
-    try:
-        import torch
-        import torch.distributed.elastic.agent.server.api  # what the launcher needs itself
-
-        del torch
-    finally:
-        config.set_environ({name: before.get(name) for name in names})
-
-
 def _only_lost_peers(ranks: LocalRanks) -> bool:
     codes = {end.exitcode for end in ranks.ends if end.exitcode and not end.asked}
     return bool(codes) and codes <= {int(ExitCode.RETRYABLE)}
-
-
-@contextlib.contextmanager
-def _rendezvous_errors(plan: RankPlan, timeout: float) -> Iterator[None]:
-    """Turn the agent's errors about other pods into one message, and a code that is retried."""
-    import torch.distributed as dist
-    from torch.distributed.elastic.rendezvous import RendezvousError
-
-    try:
-        yield
-    except (RendezvousError, dist.DistError) as reason:
-        pods = f"{plan.min_nodes}"
-        if plan.max_nodes != plan.min_nodes:
-            pods += f" to {plan.max_nodes}"
-        first = str(reason).strip().partition("\n")[0] or type(reason).__name__
-        raise DeadlineError(
-            f"the launchers of {pods} pods did not meet at {plan.endpoint} ({plan.backend}, "
-            f"{timeout:.0f} s): {first}. Are all pods running, and is the address right? "
-            f"TRAINKIT_TIMEOUT sets the seconds to wait."
-        ) from None

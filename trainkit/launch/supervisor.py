@@ -83,7 +83,5 @@ class Supervisor:
         if self._ranks is None or not self._ranks.running:
             raise Preempted(
                 f"{number.name} while no rank was running here",
-                exit_code=ExitCode(self.code_after(number))
-                if self.code_after(number) in tuple(ExitCode)
-                else ExitCode.PREEMPTED,
+                exit_code=self.code_after(number),
             )

@@ -16,9 +16,10 @@ from trainkit.errors import (
     Preempted,
     UsageError,
 )
+from trainkit.launch.announcing import log_topology
 from trainkit.lifecycle import die_with_parent, report
 from trainkit.runtime.context import Context
-from trainkit.runtime.session import Session, choose_strategy, log_topology
+from trainkit.runtime.session import Session, choose_strategy
 from trainkit.strategies import Duty, Strategy
 from trainkit.topology import Role, Topology, detect
 

@@ -21,7 +21,7 @@ from trainkit.topology import Topology
 if TYPE_CHECKING:
     from trainkit.checkpoint import CheckpointManager
 
-__all__ = ["Session", "choose_strategy", "log_topology"]
+__all__ = ["Session", "choose_strategy"]
 
 log = logging.getLogger("trainkit")
 
@@ -71,27 +71,6 @@ def _frameworks(main: Callable[..., Any] | None) -> list[str]:
     while isinstance(main, partial):
         main = main.func
     return named or frameworks_named_by(getattr(main, "__globals__", {}))
-
-
-def log_topology(topology: Topology) -> None:
-    """Say in one line who we are, and in one each what deserves a warning."""
-    _log_to_stderr()
-    if topology.rank in (0, None) or topology.starts_ranks:
-        log.info("%s", topology.summary())
-        for note in topology.notes:
-            log.warning("%s", note)
-    for left in topology.unused:
-        log.debug("%s", left)
-
-
-def _log_to_stderr() -> None:
-    """Show our own log lines where the program has not set up logging itself."""
-    if logging.getLogger().handlers or log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("trainkit: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
 
 
 class Session:
