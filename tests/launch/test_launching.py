@@ -74,6 +74,14 @@ def test_the_exit_code_says_what_happened(launch, what, code):
     assert "rank 1" in one.err
 
 
+def test_the_last_words_of_a_rank_are_in_the_report(launch):
+    script = "import os, sys\nprint('words ' * 10, file=sys.stderr)\nos._exit(3)\n"
+    one = launch("--no-preload", script=script)
+    assert one.wait() == 3
+    report = one.err[one.err.index("failed first") :]
+    assert "words words" in report
+
+
 @pytest.mark.parametrize("code", [2, 65, 66, 77, 78])
 def test_what_stays_wrong_is_not_tried_again(launch, code):
     one = launch(*TWO, "--max-restarts", 3, script=PLAIN + f"sys.exit({code} if rank else 0)")

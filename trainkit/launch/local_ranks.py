@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainkit.errors import ExitCode
@@ -184,6 +184,11 @@ class LocalRanks:
             self.watch(deadline.left)
         self._running.clear()
 
+    def last_words(self, timeout: float) -> None:
+        """Add to the ends what ranks wrote last, once it is read: at most ``timeout`` seconds."""
+        self._output.drain(timeout)
+        self.ends = [replace(end, tail=tuple(self._output.tail(end.rank))) for end in self.ends]
+
     def close(self, grace: float = 0.0) -> None:
         """End all that is left of ranks and of what they started, and the nursery."""
         strays = self._nursery.close(grace)
@@ -247,6 +252,5 @@ class LocalRanks:
                 time=event.time,
                 error_file=error_file if error_file.exists() else None,
                 asked=event.pid in self._asked,
-                tail=tuple(self._output.tail(spec.rank)),
             )
         )

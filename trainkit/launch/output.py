@@ -113,10 +113,15 @@ class RankOutput:
         """The last lines that a rank wrote to stderr."""
         return [] if self._pump is None else self._pump.tail(rank)
 
-    def close(self, timeout: float) -> None:
-        """Copy what is left, for at most ``timeout`` seconds."""
+    def drain(self, timeout: float) -> None:
+        """Copy what ranks that have ended wrote, for at most ``timeout`` seconds."""
         if self._pump is not None:
             self._pump.drain(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Copy what is left, for at most ``timeout`` seconds."""
+        self.drain(timeout)
+        if self._pump is not None:
             self._pump.close()
 
     def _copies(self) -> OutputPump:

@@ -135,6 +135,7 @@ class Launch:
         self, ranks: LocalRanks, supervisor: Supervisor, ooms: int, lost: Sequence[int]
     ) -> int:
         ranks.close(0.0)
+        ranks.last_words(_DRAIN)
         failed = [end for end in ranks.ends if end.exitcode]
         if ranks.wanted:
             number = ranks.wanted[0]

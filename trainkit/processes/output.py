@@ -1,56 +1,67 @@
-"""Output of several processes, line by line into one: nobody's lines are torn by another's."""
+"""Copies what processes write, line by line, to this process's own output and to files."""
 
 import contextlib
-import json
 import os
-import selectors
+import signal
+import stat
+import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from trainkit.processes.lines import Lines
+from trainkit.processes.copying import QUIET, Copier, Place, Source
+from trainkit.processes.forms import Origin
+from trainkit.processes.logs import LogFile, LogFiles
+from trainkit.processes.tails import Tail
 
 __all__ = ["OutputPump"]
 
-_READ = 256 * 1024
-_LOOK = 0.1
-"""Seconds between two looks at lines that have no end yet."""
-_TAIL_LINES, _TAIL_BYTES = 50, 2000
+_LEAVE = 3.0
+"""Seconds after which ``close`` gives up a reader of our output that takes nothing."""
+
+_LEAVE_AT_MOST = 15.0
+"""Seconds after which it gives up the thread, which a disk or a terminal may hold."""
+
+_SETTLE = 0.5
+"""Seconds that ``drain`` waits at its end for unfinished lines to be written."""
 
 
 class OutputPump:
-    """Copies what processes write to pipes to stdout and stderr of this process, and to files.
+    """Copies what processes write to pipes, line by line, to stdout and stderr, and to files.
 
-    One thread reads and writes. Where our own stdout is not read, it waits, and the processes
-    with it; where it is closed, it goes on reading for the files. Bytes that are no UTF-8 stay
-    as they are; in JSON they become surrogate escapes (``\\udcff``).
+    One thread does it, from the first ``add`` to ``close``. While a reader of our output is
+    slow, processes whose output it shows wait, as they would if they wrote to it themselves;
+    once it is gone, their output is read and discarded. ``docs/launch-output.md`` says how
+    lines of several processes are put together.
     """
 
     def __init__(self, *, json: bool = False, out: int = 1, err: int = 2) -> None:
-        """Begin; the thread starts with the first pipe.
+        """Prepare to write to the descriptors ``out`` and ``err``, which stay as they are.
 
         Args:
-            json: write one JSON object a line: time, rank, label, stream, message, and
-                ``partial`` for a piece of a line of more than 64 KiB.
-            out: file descriptor for what processes write to stdout.
-            err: the same for stderr.
+            json: write one JSON object a line in place of a prefix.
+            out: where goes what processes write to their stdout. May be closed.
+            err: where goes what they write to their stderr. May be closed, or the same.
         """
-        self._json = json
-        self._sinks = {"stdout": _Sink(out), "stderr": _Sink(err)}
-        self._selector = selectors.DefaultSelector()
-        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._tails: dict[int, deque[bytes]] = {}
-        self._new: deque[_Source] = deque()
-        self._open = 0
-        self._changed = threading.Condition()
-        self._over = False
+        # Asked before anything is opened, which would take the number of a closed one.
+        same, out_open, err_open = _same(out, err), _is_open(out), _is_open(err)
+        self._out = Place(out if out_open else None, "stdout", json)
+        self._err = self._out if same else Place(err if err_open else None, "stderr", json)
+        places = [self._out] if self._err is self._out else [self._out, self._err]
+        self._logs = LogFiles(QUIET)
+        self._tails: dict[int, Tail] = {}
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._copier = Copier(places, self._logs, self._wake_read)
+        self._lock = threading.Lock()
+        self._orders: list[Callable[[], None]] = []
+        self._drains: list[threading.Event] = []  # the thread's own
         self._thread: threading.Thread | None = None
+        self._closing = False  # or failed: nothing more is copied
+        self._closed = False
 
     def add(
         self,
@@ -62,211 +73,151 @@ class OutputPump:
         log: Path | None = None,
         shown: bool = True,
     ) -> None:
-        """Copy from the pipe ``fd`` until its end, and close it then.
+        """Copy what comes out of ``fd`` until its end, and close it then.
+
+        A stderr starts the rank's ``tail`` anew: it belongs to another process now.
 
         Args:
-            fd: to read from.
-            stream: of the process that writes to it.
-            label: begins each line, in brackets; nothing does where it is empty.
-            rank: of that process.
-            log: file to which the bytes are appended as they come.
-            shown: whether they go to our own stdout or stderr as well.
+            fd: the end of a pipe or pseudo-terminal to read from. It belongs to the pump from
+                now on, even if this raises.
+            stream: whether it is a stdout or a stderr.
+            label: stands in brackets before each line; nothing does where it is empty.
+            rank: the global rank of the process; None where it has none.
+            log: a file to which the bytes are appended as they are. Streams may share one.
+            shown: False: only to the file, and for ``tail``.
+
+        Raises:
+            NoPermissionError: ``log`` may not be written.
+            EnvironmentFaultError: ``log`` cannot be written for another reason.
+            ValueError: ``fd`` is no pipe, or the pump is closed.
         """
-        sink = self._sinks[stream]
-        lines = Lines(terminal=sink.terminal, parts=not self._json)
-        file = None
-        if log is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            file = os.open(log, flags, 0o644)
-        source = _Source(fd, stream, label, rank, file, shown, sink, lines)
-        with self._changed:
-            self._open += 1
-            self._new.append(source)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="trainkit-output", daemon=True
-                )
-                self._thread.start()
-        os.write(self._wake, b"x")
+        file: LogFile | None = None
+        try:
+            if self._closing:
+                raise ValueError("this OutputPump is closed: make a new one for more processes")
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ValueError(f"descriptor {fd} is a file; expected a pipe or a terminal")
+            os.set_blocking(fd, False)
+            file = self._logs.open(log) if log is not None else None
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            raise
+        tail = None
+        if rank is not None and stream == "stderr":
+            tail = self._tails[rank] = Tail()
+        place = self._out if stream == "stdout" else self._err
+        origin = Origin(label, rank, stream)
+        source = Source(fd, origin, place=place if shown else None, log=file, tail=tail)
+        self._order(lambda: self._copier.add(source))
+
+    def say(self, text: str) -> None:
+        """Write a line of our own to stderr, and not into an unfinished line of a process."""
+        self._order(lambda: self._copier.say(text))
 
     def tail(self, rank: int, lines: int = 20) -> list[str]:
-        """The last lines that a rank has written to stderr."""
-        kept = self._tails.get(rank)
-        return (
-            [] if kept is None else [line.decode(errors="replace") for line in list(kept)[-lines:]]
-        )
+        """The last lines of the newest stderr of ``rank``, oldest first, without colours.
+
+        Long lines are cut; nothing is there of a rank that was never added. What is still in
+        the pipe is not seen: ``drain`` first, if the process has ended.
+        """
+        tail = self._tails.get(rank)
+        return tail.lines(lines) if tail is not None else []
 
     def drain(self, timeout: float) -> None:
-        """Wait until all pipes are at their end and copied, at most ``timeout`` seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._open == 0, timeout)
+        """Wait until all pipes are at their end and all is written.
+
+        Whatever there is of unfinished lines is written then, and also where ``timeout`` seconds
+        pass before, since a pipe that a left-over process holds has no end.
+        """
+        if self._thread is None or self._closing:
+            return
+        done, settled = threading.Event(), threading.Event()
+        self._order(lambda: self._drains.append(done))
+        if done.wait(timeout):
+            return
+
+        def settle() -> None:
+            if done in self._drains:
+                self._drains.remove(done)
+            self._copier.settle()
+            settled.set()
+
+        self._order(settle)
+        settled.wait(_SETTLE)
 
     def close(self) -> None:
-        """Stop, and give up what has not been copied."""
-        self._over = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b"x")
+        """Write what is there, and end the thread; processes that still write get SIGPIPE.
+
+        Takes seconds at most: what a blocked reader does not take by then is lost.
+        """
+        if self._closed:
+            return
+        self._closed = self._closing = True
         if self._thread is None:
-            self._release()
-            return
-        self._thread.join(1.0)  # it may hang in a write that nobody reads
+            self._copier.close()
+        else:
+            self._wake()
+            self._thread.join(_LEAVE_AT_MOST)
+            if self._thread.is_alive():
+                return  # it is a daemon, and its descriptors are in use
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
-    def _run(self) -> None:
-        sources: list[_Source] = []
-        while not self._over:
-            for key, _ in self._selector.select(self._pause(sources)):
-                if key.data is None:
-                    os.read(self._woken, 4096)
-                    self._register(sources)
-                elif not self._read(key.data):
-                    sources.remove(key.data)
-                    self._end(key.data)
-            self._show_parts(sources)
-        for source in sources:
-            self._end(source)
-        self._release()
+    def _order(self, order: Callable[[], None]) -> None:
+        """Have the thread do something, in order."""
+        with self._lock:
+            self._orders.append(order)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="output", daemon=True)
+                self._thread.start()
+        self._wake()
 
-    def _release(self) -> None:
-        self._selector.close()
-        os.close(self._woken)
-        os.close(self._wake)
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it will wake up anyway
+            os.write(self._wake_write, b"\0")
 
-    def _pause(self, sources: list["_Source"]) -> float | None:
-        return _LOOK if any(source.lines.waits for source in sources) else None
-
-    def _register(self, sources: list["_Source"]) -> None:
-        while self._new:
-            source = self._new.popleft()
-            sources.append(source)
-            self._selector.register(source.fd, selectors.EVENT_READ, source)
-
-    def _read(self, source: "_Source") -> bool:
+    def _work(self) -> None:
+        # Signals are for the main thread, and a SIGPIPE or SIGTTOU of ours is an error to handle.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            data = os.read(source.fd, _READ)
-        except OSError:  # how a terminal ends
-            data = b""
-        if not data:
-            return False
-        if source.log is not None:
-            with contextlib.suppress(OSError):  # a full disk must not end the ranks
-                _write_all(source.log, data)
-        if source.stream == "stderr" and source.rank is not None:
-            self._remember(source, data)
-        if source.shown:
-            for piece, ends in source.lines.take(data):
-                self._show(source, piece, ends=ends)
-        return True
+            while not self._closing:
+                self._copier.step()
+                self._obey()
+            self._obey()
+            self._copier.finish(_LEAVE)
+        except BaseException:
+            # A bug. Processes must not wait for ever for a reader who is gone.
+            traceback.print_exc(file=sys.__stderr__)
+            self._closing = True
+            self._copier.close()
+        finally:
+            for done in self._drains:
+                done.set()
 
-    def _remember(self, source: "_Source", data: bytes) -> None:
-        kept = self._tails.setdefault(source.rank or 0, deque(maxlen=_TAIL_LINES))
-        *whole, rest = (source.unfinished + data).split(b"\n")
-        kept.extend(line[-_TAIL_BYTES:] for line in whole)
-        source.unfinished = rest[-_TAIL_BYTES:]
-
-    def _show_parts(self, sources: list["_Source"]) -> None:
-        now = time.monotonic()
-        for source in sources:
-            due = source.lines.due(now)
-            if due is not None:
-                self._show(source, due[0], ends=due[1])
-
-    def _end(self, source: "_Source") -> None:
-        last = source.lines.end()
-        if last is not None:
-            self._show(source, last[0], ends=True)
-        elif source.sink.holder is source:
-            source.sink.write(b"\n")
-            source.sink.holder = None
-        if source.unfinished:
-            self._tails[source.rank or 0].append(source.unfinished)
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(source.fd)
-        os.close(source.fd)
-        if source.log is not None:
-            os.close(source.log)
-        with self._changed:
-            self._open -= 1
-            self._changed.notify_all()
-
-    def _show(self, source: "_Source", piece: bytes, *, ends: bool) -> None:
-        if self._json:
-            source.sink.write(_as_json(source, piece, ends=ends))
-            return
-        sink = source.sink
-        begins = sink.holder is not source
-        text = b"\n" if begins and sink.holder is not None else b""
-        returns = piece.startswith(b"\r")
-        if returns:
-            text, piece = text + b"\r", piece[1:]
-        if begins or returns:
-            text += source.prefix
-        text += piece + (b"\x1b[K" if returns else b"") + (b"\n" if ends else b"")
-        sink.holder = None if ends else source
-        sink.write(text)
+    def _obey(self) -> None:
+        with self._lock:
+            orders, self._orders = self._orders, []
+        for order in orders:
+            order()
+        self._copier.flush()
+        if self._drains and self._copier.idle:
+            for done in self._drains:
+                done.set()
+            self._drains.clear()
 
 
-@dataclass(eq=False, slots=True)
-class _Sink:
-    """One of our own streams, and whose line it is in the middle of."""
-
-    fd: int
-    holder: "_Source | None" = None
-    closed: bool = False
-
-    @property
-    def terminal(self) -> bool:
-        return os.isatty(self.fd)
-
-    def write(self, data: bytes) -> None:
-        if self.closed:
-            return
-        try:
-            _write_all(self.fd, data)
-        except OSError:
-            self.closed = True  # nobody listens any more: files are written all the same
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
-@dataclass(eq=False, slots=True)
-class _Source:
-    """One pipe."""
-
-    fd: int
-    stream: str
-    label: str
-    rank: int | None
-    log: int | None
-    shown: bool
-    sink: _Sink
-    lines: Lines
-    unfinished: bytes = b""
-    prefix: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.prefix = f"[{self.label}] ".encode() if self.label else b""
-
-
-def _as_json(source: _Source, piece: bytes, *, ends: bool) -> bytes:
-    values = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "rank": source.rank,
-        "label": source.label,
-        "stream": source.stream,
-        "message": piece.decode("utf-8", "surrogateescape"),
-    }
-    if not ends:
-        values["partial"] = True
-    return json.dumps(values).encode() + b"\n"
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    for part in _parts(memoryview(data)):
-        while part:
-            try:
-                part = part[os.write(fd, part) :]
-            except BlockingIOError:  # somebody made our stdout non-blocking
-                time.sleep(0.005)
-
-
-def _parts(data: memoryview) -> Iterator[memoryview]:
-    for begin in range(0, len(data), _READ):
-        yield data[begin : begin + _READ]
+def _same(out: int, err: int) -> bool:
+    """Whether both lead to the same terminal, pipe or file."""
+    try:
+        return os.path.sameopenfile(out, err)
+    except OSError:
+        return False
