@@ -242,6 +242,22 @@ def test_variables_say_the_same_as_flags(launch):
     assert there(two) == [(0, 2, 0)]
 
 
+def test_with_virtual_local_ranks_each_sees_one_device(launch):
+    script = (
+        "import os, torch\nprint(os.environ['LOCAL_RANK'], os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
+    for visible, expected in (("3,5", {"0 3", "0 5"}), ("", {"0 0", "0 1"})):
+        one = launch(
+            *TWO,
+            "--no-prefix",
+            PET_VIRTUAL_LOCAL_RANK="1",
+            script=script,
+            **({"CUDA_VISIBLE_DEVICES": visible} if visible else {}),
+        )
+        assert one.wait() == 0, one.err
+        assert set(one.out.splitlines()) == expected
+
+
 def test_values_with_signs_arrive_as_they_are(launch):
     value = "=mlx5_0:1,mlx5_1:1;x=y"
     script = "import os, torch\nprint(os.environ['NCCL_IB_HCA'])"

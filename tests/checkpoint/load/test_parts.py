@@ -8,7 +8,6 @@ from tests.checkpoint.adapters.torch.fsdp import (
     flip,
     full_bits,
     ranks_here,
-    restored_bare,
     saving_ranks,
     sharded_run,
     two_steps,
@@ -149,9 +148,3 @@ def saving_without_shapes(folder):
 
     modules.own_part = optimizers.own_part = own_part
     return saving_ranks(folder)
-
-
-@pytest.mark.world_size(2)
-def test_parts_that_do_not_tell_their_shape(tmp_path):
-    expected = run_ranks(saving_without_shapes, 2, str(tmp_path), preload=PRELOAD)[0].value
-    assert restored_bare(str(tmp_path)) == expected

@@ -183,9 +183,7 @@ class RankDocuments:
 
     def _part(self, rank: int, part: Mapping[str, Any]) -> Part:
         file, key = _file(rank), part["tensor"].origin
-        # Checkpoints of early versions tell the shape of a part in its file alone.
-        shape = part["shape"] if "shape" in part else self.place(file, key).shape
-        return Part((tuple(part["offsets"]), tuple(shape)), file, key)
+        return Part((tuple(part["offsets"]), tuple(part["shape"])), file, key)
 
 
 def _file(rank: int) -> str:
