@@ -8,7 +8,6 @@ from tests.checkpoint.adapters.torch.fsdp import (
     flip,
     full_bits,
     ranks_here,
-    saving_ranks,
     sharded_run,
     two_steps,
 )
@@ -136,15 +135,3 @@ def test_damage_that_one_rank_finds_is_damage_for_all(tmp_path, loaded):
     assert [result.value[0] for result in results] == [1] * loaded
     assert len({tuple(result.value[1]) for result in results}) == 1
     assert [path.name for path in (tmp_path / ".quarantine").iterdir()] == [newest.name]
-
-
-def saving_without_shapes(folder):
-    """As versions did that told the shape of a part in its file alone."""
-    from trainkit.checkpoint.adapters.torch import modules, optimizers, sharded
-
-    def own_part(tensor):
-        part = sharded.own_part(tensor)
-        return part and {key: value for key, value in part.items() if key != "shape"}
-
-    modules.own_part = optimizers.own_part = own_part
-    return saving_ranks(folder)
