@@ -1,8 +1,12 @@
 """Small training programs that ranks of the tests run as __main__."""
 
+import os
 import sys
+import time
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 
 import trainkit
@@ -74,6 +78,35 @@ def seeds(ctx):
 
 def leaves_early(ctx):
     sys.exit(0)
+
+
+def returns_at_once(ctx):
+    return ctx.rank
+
+
+def call_while_rank_0_still_connects(folder):
+    """Rank 0 is kept in its way into the group; True if nobody left it meanwhile."""
+    left = Path(folder) / "left"
+    connect, leave = dist.init_process_group, dist.destroy_process_group
+
+    def connects_slowly(*args, **options):
+        connect(*args, **options)
+        deadline = time.monotonic() + 2
+        while not left.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        kept.append(not left.exists())
+
+    def leaves():
+        left.touch()
+        leave()
+
+    kept = []
+    if os.environ["RANK"] == "0":
+        dist.init_process_group = connects_slowly
+    else:
+        dist.destroy_process_group = leaves
+    trainkit.run(returns_at_once, strategy="ddp")
+    return kept
 
 
 def call(name, **options):

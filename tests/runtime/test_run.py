@@ -99,6 +99,12 @@ def test_leaving_with_code_0_is_a_normal_end():
     assert [r.exit_code for r in ranks(2, "leaves_early")] == [0, 0]
 
 
+def test_nobody_hangs_up_on_a_rank_that_still_connects(tmp_path):
+    program = f"{PROGRAMS}:call_while_rank_0_still_connects"
+    first, _ = run_ranks(program, 2, str(tmp_path), preload=PRELOAD, timeout=120)
+    assert first.value == [True]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "environ", "code", "words"),
     [

@@ -44,6 +44,8 @@ class DDP(Single):
             self.link = RankLink.open(topology, timeout)
             self.communicator = self.link.communicator
         open_process_group(self.link, topology, self._device, timedelta(seconds=timeout))
+        if self.link is not None:
+            self.link.arrived()
 
     def watch_store(self) -> Store:
         """See ``Strategy.watch_store``."""
@@ -95,6 +97,8 @@ class DDP(Single):
 
     def close(self, *, failed: bool = False) -> None:
         """See ``Strategy.close``."""
+        if self.link is not None and not failed:
+            self.link.await_arrivals()
         close_process_group(failed=failed)
         if self.link is not None:
             self.link.close(failed=failed)

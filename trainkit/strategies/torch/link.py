@@ -60,6 +60,26 @@ class RankLink:
         tcp = dist.TCPStore(self.tcp.host, self.tcp.port, is_master=False, wait_for_workers=False)
         return PrefixedStore(f"{self.prefix}/{name}", TorchStore(tcp))
 
+    def arrived(self) -> None:
+        """Say that this rank is connected with all others, in whatever else it uses for that."""
+        self._control.add("arrived", 1)
+
+    def await_arrivals(self) -> None:
+        """Return once every rank has said that it is connected.
+
+        gloo's way into a group takes several steps, and ends for one rank before it ends for
+        another: a rank whose training is over at once must not hang up on one that is still
+        connecting, which would take it for a crash.
+        """
+        try:
+            wait_until(
+                lambda: self._control.add("arrived", 0) >= self.communicator.world_size,
+                what="the other ranks to connect",
+                deadline=Deadline(_GOODBYE),
+            )
+        except TrainkitError as reason:
+            log.warning("%s", reason)
+
     def close(self, *, failed: bool = False) -> None:
         """Leave; rank 0, which may serve the store, leaves last."""
         if failed:
