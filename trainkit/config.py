@@ -124,6 +124,12 @@ class Settings:
     mnist_url: str | None = _setting(
         "TRAINKIT_MNIST_URL", str, None, "mirrors of the MNIST files, separated by commas"
     )
+    mpi_placement: str = _setting(
+        "TRAINKIT_MPI_PLACEMENT",
+        _one_of("check", "warn"),
+        "check",
+        "ranks that mpirun put elsewhere than the hostfile says: check ends the job, warn goes on",
+    )
     num_nodes: int | None = _setting(
         "TRAINKIT_NUM_NODES", _count, None, "pods of an Indexed Job or JobSet that train together"
     )
@@ -150,6 +156,12 @@ class Settings:
     )
     stacks_file: str | None = _setting(
         "TRAINKIT_STACKS_FILE", str, None, "set by trainkit launch: where a rank writes its stacks"
+    )
+    ssh_port: int | None = _setting(
+        "TRAINKIT_SSH_PORT",
+        _count,
+        None,
+        "port of sshd in an MPI job's pods; else the image's, or 2222 where sshd is not root's",
     )
     timeout: float = _setting(
         "TRAINKIT_TIMEOUT",

@@ -1,0 +1,69 @@
+import os
+import socket
+import threading
+
+import pytest
+
+from trainkit.errors import DeadlineError
+from trainkit.launch.prerequisites import await_file, await_folder, await_name, await_port
+from trainkit.waiting import Deadline
+
+
+def test_a_name_that_is_known_is_not_waited_for():
+    await_name("localhost", deadline=Deadline(30))
+
+
+def test_a_name_that_stays_unknown_is_told():
+    with pytest.raises(DeadlineError, match=r"no-such-host\.invalid to be known to DNS"):
+        await_name("no-such-host.invalid", deadline=Deadline(0.1))
+
+
+def test_a_port_that_opens_late_is_found():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        opening = threading.Timer(0.2, server.listen)
+        opening.start()
+        await_port("127.0.0.1", port, what="the tracker", deadline=Deadline(30))
+        opening.join()
+
+
+def test_a_port_that_stays_shut_is_told():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        with pytest.raises(DeadlineError, match=f"the tracker at 127.0.0.1:{port}.*refused"):
+            await_port("127.0.0.1", port, what="the tracker", deadline=Deadline(0.1))
+
+
+def test_a_file_that_is_filled_late_is_found(tmp_path):
+    file = tmp_path / "hostfile"
+    file.touch()
+    filling = threading.Timer(0.2, file.write_text, ["a slots=1\n"])
+    filling.start()
+    await_file(str(file), what="the hostfile", deadline=Deadline(30))
+    filling.join()
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("", "it is empty")])
+def test_a_file_that_stays_missing_or_empty_is_told(tmp_path, text, said):
+    file = tmp_path / "hostfile"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DeadlineError, match=f"the hostfile {file} .{said}"):
+        await_file(str(file), what="the hostfile", deadline=Deadline(0.1))
+
+
+def test_a_folder_that_is_mounted_late_is_found(tmp_path):
+    folder = tmp_path / "data"
+    mounting = threading.Timer(0.2, os.mkdir, [folder])
+    mounting.start()
+    await_folder(str(folder), what="the data volume", deadline=Deadline(30))
+    mounting.join()
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    file = tmp_path / "data"
+    file.touch()
+    with pytest.raises(DeadlineError, match=f"the data volume {file} .not a directory"):
+        await_folder(str(file), what="the data volume", deadline=Deadline(0.1))
