@@ -26,7 +26,7 @@ def option(argv, flag):
 
 
 def test_sshd_stays_in_the_foreground_with_a_key_of_its_own(tmp_path):
-    argv = plan_sshd(fake(tmp_path)).argv
+    argv = plan_sshd(fake(tmp_path)).command
     line = argv[argv.index("--") + 1 :]
     assert line[:3] == (str(tmp_path / "sshd"), "-D", "-e")
     assert option(line, "-h") == option(argv, "--host-key")
@@ -36,12 +36,12 @@ def test_sshd_stays_in_the_foreground_with_a_key_of_its_own(tmp_path):
 
 def test_without_root_it_listens_where_others_may(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", os.getuid if os.getuid() else lambda: 65534)
-    argv = plan_sshd(fake(tmp_path)).argv
+    argv = plan_sshd(fake(tmp_path)).command
     assert option(argv, "-p") == "2222"
 
 
 def test_the_setting_of_the_port_goes_before_all(tmp_path):
-    argv = plan_sshd({**fake(tmp_path), "TRAINKIT_SSH_PORT": "2022"}).argv
+    argv = plan_sshd({**fake(tmp_path), "TRAINKIT_SSH_PORT": "2022"}).command
     assert option(argv, "-p") == "2022"
 
 
@@ -73,7 +73,7 @@ def test_a_real_sshd_comes_up_with_the_key_that_was_made(tmp_path, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    argv = plan_sshd({**os.environ, "TRAINKIT_SSH_PORT": str(port)}).argv
+    argv = plan_sshd({**os.environ, "TRAINKIT_SSH_PORT": str(port)}).command
     log = tmp_path / "log"
     with open(log, "wb") as output:
         process = subprocess.Popen([*argv, "-o", "ListenAddress=127.0.0.1"], stderr=output)

@@ -1,19 +1,26 @@
 """``trainkit launch``: the one command for every kind of job."""
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from trainkit import config
 from trainkit.cli.entry import HelpFormatter
-from trainkit.errors import EnvironmentFaultError, UsageError
+from trainkit.errors import UsageError
 from trainkit.launch.announcing import log_topology
-from trainkit.launch.entry import names_torch
+from trainkit.launch.entry import Entry, names_torch
 from trainkit.launch.options import LaunchOptions, parse
 from trainkit.launch.plan import ProgramPlan, RankPlan, plan_pod
+from trainkit.redaction import redacted
 from trainkit.topology import Topology, detect
+
+if TYPE_CHECKING:
+    from trainkit.launch.mpi import Mpirun
 
 __all__ = ["main"]
 
@@ -32,51 +39,69 @@ def main(argv: Sequence[str]) -> int:
         environ["TRAINKIT_GRACE_PERIOD"] = f"{options.grace_period:g}"
     settings = config.settings()
     topology = _with_gpus(detect(), config.environ())
-    _refuse_mpi(topology)
-    torch = names_torch(options.entry)
-    plan = _plan(topology, options, torch)
-    forked = _forks(options, torch)
+    job = _job(topology, options, settings, environ)
     if options.dry_run:
-        for line in _shown(topology, plan, forked=forked):
+        for line in _shown(topology, job):
             print(line)
         return 0
     log_topology(topology, by_all=True)
-    return _run(topology, plan, options, environ, settings, forked=forked)
+    return _run(topology, job, options, environ, settings)
 
 
-def _refuse_mpi(topology: Topology) -> None:
-    """Pods of an MPI job: their ranks must not be taken for this one process."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What this pod runs."""
+
+    plan: RankPlan | ProgramPlan
+    entry: Entry
+    forked: bool = False
+    mpirun: Mpirun | None = None
+
+
+def _job(
+    topology: Topology,
+    options: LaunchOptions,
+    settings: config.Settings,
+    environ: Mapping[str, str],
+) -> _Job:
+    program: ProgramPlan
+    mpirun = None
     if topology.runs_mpirun:
-        raise EnvironmentFaultError(
-            f"this is an MPI launcher pod, and `trainkit launch` does not start mpirun yet. Make "
-            f"`mpirun -n {topology.world_size} python train.py` the pod's command; with Open MPI 5 "
-            f"give it the hostfile (--hostfile), or all ranks run in this pod."
-        )
-    if topology.awaits_mpirun:
-        raise EnvironmentFaultError(
-            "this is an MPI worker pod, in which mpirun starts the ranks. Make sshd its command."
-        )
+        from trainkit.launch.mpi import plan_mpirun
+
+        command = options.entry.argv()
+        mpirun = plan_mpirun(topology, command, environ, num_ranks=options.num_ranks)
+        program = mpirun.program()
+    elif topology.awaits_mpirun:
+        from trainkit.launch.sshd import plan_sshd
+
+        program = plan_sshd(environ)
+    else:
+        torch = names_torch(options.entry)
+        plan = _plan(topology, options, torch)
+        return _Job(plan=plan, entry=options.entry, forked=_forks(options, torch))
+    entry = Entry.of(program.command[0], program.command[1:], python=False)
+    return _Job(plan=program, entry=entry, mpirun=mpirun)
 
 
 def _run(
     topology: Topology,
-    plan: RankPlan | ProgramPlan,
+    job: _Job,
     options: LaunchOptions,
     environ: Mapping[str, str],
     settings: config.Settings,
-    *,
-    forked: bool,
 ) -> int:
     from trainkit.launch.running import Launch
 
-    several = isinstance(plan, RankPlan) and plan.nproc > 1
-    prefix = several if options.prefix is None else options.prefix
+    plan = job.plan
+    count = plan.nproc if isinstance(plan, RankPlan) else len(plan.environs)
+    prefix = count > 1 if options.prefix is None else options.prefix
     launch = Launch(
-        entry=options.entry,
+        entry=job.entry,
         name=topology.label(),
         environ=environ,
         output=replace(options.output, prefix=prefix),
-        forked=forked,
+        forked=job.forked,
         grace_period=settings.grace_period,
         timeout=settings.timeout,
         notices=settings.preemption_signals,
@@ -85,7 +110,14 @@ def _run(
     nursery = launch.start()
     if isinstance(plan, RankPlan):
         return launch.run_ranks(plan, nursery, options.local_addr)
-    return launch.run_program(plan, nursery, options.max_restarts or 0)
+    ready = None
+    if job.mpirun is not None:
+        from trainkit.launch.mpi import hosts_ready
+
+        for folder in job.mpirun.folders:
+            nursery.remove_at_the_end(folder)  # a copy of the key is in it
+        ready = hosts_ready(job.mpirun, settings.timeout)
+    return launch.run_programs(plan, nursery, options.max_restarts or 0, ready)
 
 
 def _plan(topology: Topology, options: LaunchOptions, torch: bool) -> RankPlan | ProgramPlan:
@@ -124,15 +156,21 @@ def _forks(options: LaunchOptions, torch: bool) -> bool:
     return torch if options.preload is None else options.preload
 
 
-def _shown(topology: Topology, plan: RankPlan | ProgramPlan, *, forked: bool) -> list[str]:
-    lines = [topology.summary()]
-    command = shlex.join(plan.command)
+def _shown(topology: Topology, job: _Job) -> list[str]:
+    plan, lines = job.plan, [topology.summary()]
+    command = redacted(shlex.join(plan.command))
     if isinstance(plan, ProgramPlan):
-        return [*lines, f"runs one process ({plan.why}): {command}"]
+        number = "one process" if len(plan.environs) == 1 else f"{len(plan.environs)} processes"
+        lines.append(f"runs {number} ({plan.why}): {command}")
+        for environ in plan.environs:
+            lines += [f"{name}={redacted(value)}" for name, value in environ.items()]
+        for path, text in job.mpirun.files.items() if job.mpirun is not None else ():
+            lines += [f"writes {path}:", *(f"  {line}" for line in text.splitlines())]
+        return lines
     nodes = f"{plan.min_nodes}"
     if plan.max_nodes != plan.min_nodes:
         nodes += f" to {plan.max_nodes}"
-    how = "forked from a process that has imported torch" if forked else "each by itself"
+    how = "forked from a process that has imported torch" if job.forked else "each by itself"
     return [
         *lines,
         f"starts {plan.nproc} rank(s) of this node, {how}: {command}",

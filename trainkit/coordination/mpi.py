@@ -1,9 +1,8 @@
 """Telling every rank of an MPI job where rank 0 listens, through MPI itself."""
 
-import socket
 import sys
 
-from trainkit.coordination.network import own_address_is_loopback
+from trainkit.coordination.network import own_address
 from trainkit.errors import EnvironmentFaultError
 
 __all__ = ["abort_mpi", "broadcast_address"]
@@ -16,8 +15,7 @@ def broadcast_address(port: int | None) -> tuple[str, int]:
         port: where rank 0 listens; None on the other ranks.
 
     Raises:
-        EnvironmentFaultError: mpi4py is missing, or rank 0's host has no name that others
-            could reach; the message says how to give the address instead.
+        EnvironmentFaultError: mpi4py is missing; the message says how to give the address.
     """
     try:
         from mpi4py import MPI  # initialises MPI, which ends with the process
@@ -27,9 +25,8 @@ def broadcast_address(port: int | None) -> tuple[str, int]:
             "other. Start with `mpirun -x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500 …`, "
             'or install "trainkit[mpi]".'
         ) from None
-    host = None
-    if port is not None:
-        host = MPI.Get_processor_name() if own_address_is_loopback() else socket.gethostname()
+    # A pod knows its own name from /etc/hosts, and no other pod does: an address is for all.
+    host = None if port is None else own_address() or MPI.Get_processor_name()
     host, port = MPI.COMM_WORLD.bcast((host, port), root=0)
     return str(host), int(port)
 

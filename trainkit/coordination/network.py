@@ -7,7 +7,14 @@ from pathlib import Path
 
 from trainkit.waiting import Deadline, backoff, wait_until
 
-__all__ = ["await_address", "interface_towards", "own_address_is_loopback", "port_holder"]
+__all__ = [
+    "await_address",
+    "default_interface",
+    "interface_towards",
+    "own_address",
+    "own_address_is_loopback",
+    "port_holder",
+]
 
 
 def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None:
@@ -48,13 +55,35 @@ def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None
     )
 
 
+_ELSEWHERE = "192.0.2.1"
+"""An address of nobody's (RFC 5737): what leads there is the default route. Nothing is sent."""
+
+
 def own_address_is_loopback() -> bool:
     """Whether this host's own name resolves to loopback addresses alone, or to nothing."""
+    return not _named_addresses()
+
+
+def own_address() -> str | None:
+    """An address of this host for others: what its name stands for, or its default route's.
+
+    None where there is neither, as on a host with nothing but loopback.
+    """
+    found = next(iter(_named_addresses()), None)
+    if found is None:
+        route = default_interface()
+        found = route[1] if route is not None else None
+    return found
+
+
+def _named_addresses() -> list[str]:
+    """What this host's own name resolves to, without loopback addresses."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except socket.gaierror:
-        return True
-    return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
+        return []
+    addresses = [str(entry[4][0]) for entry in found]
+    return [text for text in addresses if not ipaddress.ip_address(text.split("%")[0]).is_loopback]
 
 
 def interface_towards(host: str, port: int) -> tuple[str, str] | None:
@@ -74,6 +103,11 @@ def interface_towards(host: str, port: int) -> tuple[str, str] | None:
         return None
     names = (name for _, name in socket.if_nameindex())
     return next(((name, local) for name in names if _address_of(name) == local), None)
+
+
+def default_interface() -> tuple[str, str] | None:
+    """As ``interface_towards``, for whatever is not near: the default route's."""
+    return interface_towards(_ELSEWHERE, 9)
 
 
 def _address_of(interface: str) -> str | None:

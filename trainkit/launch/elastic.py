@@ -163,7 +163,7 @@ class RankAgent(SimpleElasticAgent):
                 raise Stopped
             return self._failed()
         if not ranks.running:
-            done: dict[int, Any] = {end.rank: None for end in ranks.ends}
+            done: dict[int, Any] = {end.rank: None for end in ranks.ends if end.rank is not None}
             return RunResult(state=WorkerState.SUCCEEDED, return_values=done)
         return RunResult(state=WorkerState.HEALTHY)
 
@@ -218,7 +218,7 @@ class RankAgent(SimpleElasticAgent):
                 error_file=str(end.error_file or Path("/dev/null")),
             )
             for end in self._ranks.ends
-            if end.exitcode
+            if end.exitcode and end.rank is not None
         }
         return RunResult(state=WorkerState.FAILED, failures=failures)
 

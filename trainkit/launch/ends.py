@@ -13,7 +13,7 @@ from trainkit.lifecycle.error_file import read_error_file
 from trainkit.lifecycle.failure import FailureRecord
 from trainkit.lifecycle.hints import CRASHES, describe_signal
 
-__all__ = ["End", "RankEnd", "by_cause"]
+__all__ = ["End", "RankEnd", "by_cause", "first_failure"]
 
 _STOPPED = frozenset({ExitCode.PREEMPTED, ExitCode.INTERRUPTED})
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
@@ -22,13 +22,17 @@ _RAISED = re.compile(
     r"(?P<error>[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt))(?::\s*(?P<message>.*))?$"
 )
 """The last line of a traceback."""
+_TOLD = re.compile(r"trainkit: rank \d+: (?!hint: |SIG)(?P<message>.*)")
+"""What a rank of ours says of an error that needs no traceback."""
+_LAST = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEnd:
     """How one rank's process ended."""
 
-    rank: int
+    rank: int | None
+    """None for a process that is no rank, such as mpirun."""
     local_rank: int
     label: str
     """What its output is marked with, such as ``worker-1 r5``."""
@@ -125,13 +129,32 @@ class End:
         return "", ""
 
 
+def first_failure(lines: Sequence[str]) -> list[str]:
+    """Of what several processes wrote to one stream, such as mpirun's ranks, what tells the cause.
+
+    The first traceback that is not of a lost peer, or a message of ours in its place; without
+    either, the last lines.
+    """
+    begin: int | None = None
+    for at, line in enumerate(lines):
+        if line.startswith("Traceback ("):
+            begin = at
+        elif begin is not None and (raised := _RAISED.match(line)):
+            if not tells_peer_loss(raised["error"].rpartition(".")[2], raised["message"] or ""):
+                return list(lines[begin : at + 1])
+            begin = None
+        elif (told := _TOLD.match(line)) and not tells_peer_loss("", told["message"]):
+            return [line]
+    return list(lines[-_LAST:])
+
+
 def by_cause(ends: Sequence[End]) -> list[End]:
     """``ends``, the cause first, consequences after it, those that did not fail last."""
     failed = [end for end in ends if end.seen.exitcode != 0]
     others = [end for end in ends if end.seen.exitcode == 0]
     first = min((end.time for end in failed if not end.seen.asked), default=math.inf)
-    failed.sort(key=lambda end: (_distance(end, first), end.time, end.seen.rank))
-    return failed + sorted(others, key=lambda end: end.seen.rank)
+    failed.sort(key=lambda end: (_distance(end, first), end.time, _rank(end)))
+    return failed + sorted(others, key=_rank)
 
 
 def _distance(end: End, first: float) -> int:
@@ -151,3 +174,7 @@ def _distance(end: End, first: float) -> int:
     if own:
         return 4 if end.signal == signal.SIGKILL else 3
     return 5
+
+
+def _rank(end: End) -> int:
+    return -1 if end.seen.rank is None else end.seen.rank

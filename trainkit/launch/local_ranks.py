@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainkit.errors import ExitCode
+from trainkit.launch.ends import RankEnd, first_failure
 from trainkit.launch.entry import Entry
 from trainkit.launch.hang import HangWatch, Stuck
 from trainkit.launch.nursery import Ended, Nursery, Stray
 from trainkit.launch.output import RankOutput
-from trainkit.launch.report import RankEnd
 from trainkit.lifecycle.stacks import DUMP_SIGNAL
 from trainkit.waiting import Deadline
 
@@ -26,18 +26,22 @@ _SETTLE = 3.0
 """Seconds in which the cause shows, once a rank has ended that only lost its peers."""
 _DUMP_TIME = 2.0
 """Seconds in which ranks write their stacks; one that is stopped never does."""
+_MANY_VOICES = 2000
+"""Lines in which the cause is looked for where ranks elsewhere share one stream."""
 _LAST_WORDS = 0.1
 """Seconds in which others tell that they failed as well, before they are ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankSpec:
-    """One rank to be started."""
+    """One rank, or another process of a job, to be started."""
 
-    rank: int
+    rank: int | None
     local_rank: int
     label: str
     environ: Mapping[str, str]
+    reports: bool = True
+    """Whether it gets files of its own for a failure, its pulse and its stacks."""
 
 
 class LocalRanks:
@@ -81,6 +85,7 @@ class LocalRanks:
         """Ranks that were ended because they did no step any more, and those that waited."""
         self._hang = HangWatch(hang_timeout)
         self._deadline: Deadline | None = None
+        self._sent: signal.Signals | None = None
 
     @property
     def attempt(self) -> int:
@@ -105,13 +110,13 @@ class LocalRanks:
         for spec in specs:
             folder = self.rank_folder(spec.local_rank)
             folder.mkdir(parents=True, exist_ok=True)
-            error_file = folder / "error.json"
-            environ = {
-                **spec.environ,
-                "TORCHELASTIC_ERROR_FILE": str(error_file),
-                "TRAINKIT_HEARTBEAT_FILE": str(folder / "heartbeat"),
-                "TRAINKIT_STACKS_FILE": str(folder / "stacks"),
-            }
+            environ = dict(spec.environ)
+            if spec.reports:
+                environ |= {
+                    "TORCHELASTIC_ERROR_FILE": str(folder / "error.json"),
+                    "TRAINKIT_HEARTBEAT_FILE": str(folder / "heartbeat"),
+                    "TRAINKIT_STACKS_FILE": str(folder / "stacks"),
+                }
             with contextlib.ExitStack() as opened:
                 files = self._output.open(spec.label, spec.rank, spec.local_rank, self._attempt)
                 for descriptor in files.values():
@@ -120,7 +125,7 @@ class LocalRanks:
             self._running[pid] = spec
             pids[spec.local_rank] = pid
             if self.wanted:
-                self._nursery.signal(pid, self.wanted[0])
+                self._nursery.signal(pid, self._sent or self.wanted[0])
         return pids
 
     @property
@@ -133,15 +138,23 @@ class LocalRanks:
         """Whether one of them ended otherwise than with 0."""
         return any(end.exitcode for end in self.ends)
 
-    def pass_on(self, number: signal.Signals, grace: float) -> None:
+    def pass_on(
+        self, number: signal.Signals, grace: float, sent: signal.Signals | None = None
+    ) -> None:
         """Send a signal that came for the launcher to every rank's group; from any thread.
 
         After ``grace`` seconds ``watch`` kills those that are left.
+
+        Args:
+            number: what came.
+            grace: seconds that they get.
+            sent: what to send for it; the same by default.
         """
         self._deadline = Deadline(grace)
         self.wanted.append(number)
+        self._sent = sent or number
         for pid in list(self._running):
-            self._nursery.signal(pid, number)
+            self._nursery.signal(pid, self._sent)
 
     def watch(self, timeout: float) -> None:
         """Wait at most ``timeout`` seconds for ends, and take note of them."""
@@ -187,7 +200,7 @@ class LocalRanks:
     def last_words(self, timeout: float) -> None:
         """Add to the ends what ranks wrote last, once it is read: at most ``timeout`` seconds."""
         self._output.drain(timeout)
-        self.ends = [replace(end, tail=tuple(self._output.tail(end.rank))) for end in self.ends]
+        self.ends = [replace(end, tail=tuple(self._tail(end.rank))) for end in self.ends]
 
     def close(self, grace: float = 0.0) -> None:
         """End all that is left of ranks and of what they started, and the nursery."""
@@ -196,7 +209,11 @@ class LocalRanks:
             self.strays += strays
 
     def _look_for_hangs(self) -> None:
-        files = {s.rank: self.rank_folder(s.local_rank) / "heartbeat" for s in self.running}
+        files = {
+            spec.rank: self.rank_folder(spec.local_rank) / "heartbeat"
+            for spec in self.running
+            if spec.rank is not None
+        }
         self.stuck = self._hang.stuck(files)
         if not self.stuck:
             return
@@ -210,7 +227,7 @@ class LocalRanks:
             log.error("%s", stuck)
         for spec in self.running:
             stacks = self._stacks(spec) or "none: its process does not answer"
-            log.error("stacks of rank %d:\n%s", spec.rank, stacks.rstrip())
+            log.error("stacks of rank %s:\n%s", spec.rank, stacks.rstrip())
         self.kill()
         self.await_ends()
 
@@ -220,6 +237,11 @@ class LocalRanks:
             return path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
+
+    def _tail(self, rank: int | None) -> list[str]:
+        if rank is not None:
+            return self._output.tail(rank)
+        return first_failure(self._output.tail(None, _MANY_VOICES))
 
     def _cause_is_known(self) -> bool:
         codes = [end.exitcode for end in self.ends if end.exitcode]

@@ -23,6 +23,8 @@ class LaunchOptions:
     """Flags that say who takes part, as ``PET_*``: laid over the environment before the
     topology is detected."""
     max_restarts: int | None
+    num_ranks: int | None
+    """Of an MPI job; None is one a slot."""
     monitor_interval: float
     role: str
     grace_period: float | None
@@ -92,6 +94,7 @@ def parse(
         entry=entry,
         pet=pet,
         max_restarts=read.number("max_restarts", int, 0),
+        num_ranks=read.number("num_ranks", int, 1),
         monitor_interval=read.number("monitor_interval", float, 0) or 0.1,
         role=read.text("role") or "default",
         grace_period=given["grace_period"] or read.number("shutdown_timeout", float, 0),
@@ -168,6 +171,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         *_spellings("max-restarts"),
         metavar="N",
         help="restarts in place after a failure that may pass (default: 0)",
+    )
+    ranks.add_argument(
+        *_spellings("num-ranks"),
+        metavar="N",
+        help="ranks of an MPI job, started by its launcher (default: one a slot)",
     )
     ranks.add_argument(
         *_spellings("grace-period"),

@@ -91,7 +91,7 @@ class RankOutput:
             name = f"{run_id}_{uuid.uuid4().hex[:8]}"
             self.folder = Path(options.log_dir).absolute() / name
 
-    def open(self, label: str, rank: int, local_rank: int, attempt: int) -> dict[str, int]:
+    def open(self, label: str, rank: int | None, local_rank: int, attempt: int) -> dict[str, int]:
         """Open what a rank is to have as stdout and stderr; the caller closes it again."""
         found: dict[str, int] = {}
         if not self._options.captured:
@@ -109,9 +109,9 @@ class RankOutput:
             found[stream] = write
         return found
 
-    def tail(self, rank: int) -> list[str]:
-        """The last lines that a rank wrote to stderr."""
-        return [] if self._pump is None else self._pump.tail(rank)
+    def tail(self, rank: int | None, lines: int = 20) -> list[str]:
+        """The last lines that a rank, or the one process without a rank, wrote to stderr."""
+        return [] if self._pump is None else self._pump.tail(rank, lines)
 
     def drain(self, timeout: float) -> None:
         """Copy what ranks that have ended wrote, for at most ``timeout`` seconds."""

@@ -1,5 +1,6 @@
 """What a process that stands for several ranks will start: a pure function of the topology."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,11 +43,21 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramPlan:
-    """One process that is what this pod is for: a rank that exists already, or a server."""
+    """Processes without an agent of torch: a rank that exists already, a server, mpirun."""
 
     command: tuple[str, ...]
     why: str
-    """What the process is, in a few words."""
+    """What they are, in a few words."""
+    rank: int | None = None
+    """Rank of the first in the job; None if they are no ranks."""
+    label: str = ""
+    """What it is called in reports; by default as the pod."""
+    environs: tuple[Mapping[str, str], ...] = ({},)
+    """For each process, additions to this one's environment."""
+    stop_signal: signal.Signals | None = None
+    """What tells them of a notice to stop, where the notice itself would not do."""
+    reports: bool = True
+    """Whether they run the job's program, which may leave a record of its failure."""
 
 
 def plan_pod(
@@ -81,7 +92,9 @@ def plan_pod(
         return plan_ranks(one, command, environ, run_id)
     rank = "" if topology.rank is None else f", rank {topology.rank} of {topology.world_size}"
     index = "" if topology.role_index is None else f" {topology.role_index}"
-    return ProgramPlan(command=tuple(command), why=f"{topology.role}{index}{rank}")
+    return ProgramPlan(
+        command=tuple(command), why=f"{topology.role}{index}{rank}", rank=topology.rank
+    )
 
 
 def plan_ranks(

@@ -166,7 +166,7 @@ class FailureReport:
                 f"{what}, process {pid} ({cut(command, 200)}) on {self._host}, although all ranks "
                 f"ended with 0: what it was to do may be missing"
             )
-        name = f"rank {end.seen.rank} ({end.seen.label}) on {self._host}"
+        name = f"{_name(end)} on {self._host}"
         if end.stopped:
             how = "stopped when it was asked to" if end.seen.asked else "was stopped"
             return f"{name} {how}: {self._what(end)}"
@@ -197,7 +197,7 @@ class FailureReport:
         later = [end for end in self._ends[1:] if end.seen.exitcode != 0]
         for end in later[:_OTHERS]:
             asked = " (the launcher had asked it to end)" if end.seen.asked else ""
-            yield f"after it rank {end.seen.rank} ({end.seen.label}): {self._what(end, 200)}{asked}"
+            yield f"after it {_name(end)}: {self._what(end, 200)}{asked}"
         if len(later) > _OTHERS:
             yield f"after it {len(later) - _OTHERS} more ranks"
         for pid, command, number in self._crashed[:_OTHERS]:
@@ -238,6 +238,11 @@ class FailureReport:
         if faults:
             known = f"the driver reported {faults[-1]}" + (f"; {known}" if known else "")
         return known
+
+
+def _name(end: End) -> str:
+    rank, label = end.seen.rank, end.seen.label
+    return label if rank is None else f"rank {rank} ({label})"
 
 
 def _shown(text: str) -> str:

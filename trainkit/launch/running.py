@@ -1,6 +1,7 @@
 """Running what a plan says, from the first rank to the report."""
 
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -25,6 +26,8 @@ from trainkit.resources.cpus import cpu_limit
 from trainkit.resources.memory import oom_kills
 
 __all__ = ["Launch"]
+
+log = logging.getLogger("trainkit")
 
 _DRAIN = 5.0
 """Seconds in which the last output of ranks is copied."""
@@ -93,21 +96,58 @@ class Launch:
             lost = rendezvous.lost_nodes() if _only_lost_peers(ranks) else []
             return self._finish(ranks, supervisor, ooms, lost)
 
-    def run_program(self, plan: ProgramPlan, nursery: Nursery, max_restarts: int = 0) -> int:
-        """Run one process as it is to its end, and return the exit code of this process."""
+    def run_programs(
+        self,
+        plan: ProgramPlan,
+        nursery: Nursery,
+        max_restarts: int = 0,
+        ready: contextlib.AbstractContextManager[None] | None = None,
+    ) -> int:
+        """Run the processes of ``plan`` to their end, and return the exit code of this process.
+
+        Args:
+            plan: what to run.
+            nursery: starts them.
+            max_restarts: how often all are started again after a failure that may pass.
+            ready: entered before the first start, to wait for what they need; left at the end.
+
+        Raises:
+            Preempted: a notice came while nothing was running.
+        """
+        specs = self._specs(plan)
         with self._ranks(nursery, "program") as (ranks, supervisor, ooms):
-            rank = self.environ.get("RANK", "0")
-            spec = RankSpec(int(rank) if rank.isdigit() else 0, 0, self.name, self.environ)
-            for left in range(max_restarts, -1, -1):
-                ranks.start([spec])
-                while ranks.running:
-                    ranks.watch(1.0)
-                if ranks.wanted or not ranks.failed:
-                    break
-                report = failure_report(ranks.ends, host=socket.gethostname())
-                if not left or not report.retryable_in_place:
-                    break
+            supervisor.look_after(ranks, plan.stop_signal)
+            with ready or contextlib.nullcontext():
+                for left in range(max_restarts, -1, -1):
+                    ranks.start(specs)
+                    while ranks.running and not ranks.failed:
+                        ranks.watch(1.0)
+                    if ranks.failed and not ranks.wanted:
+                        ranks.settle()
+                    while ranks.running:
+                        ranks.watch(1.0)
+                    if ranks.wanted or not ranks.failed or not left:
+                        break
+                    report = failure_report(ranks.ends, host=socket.gethostname())
+                    if not report.retryable_in_place:
+                        break
+                    log.warning(
+                        "%s; starting again in place, %d of %d restarts are left",
+                        report.headline(),
+                        left - 1,
+                        max_restarts,
+                    )
             return self._finish(ranks, supervisor, ooms, [])
+
+    def _specs(self, plan: ProgramPlan) -> list[RankSpec]:
+        several = len(plan.environs) > 1
+        specs = []
+        for local_rank, additions in enumerate(plan.environs):
+            rank = None if plan.rank is None else plan.rank + local_rank
+            label = f"{plan.label or self.name} r{rank}" if several else plan.label or self.name
+            environ = {**self.environ, **additions}
+            specs.append(RankSpec(rank, local_rank, label, environ, plan.reports))
+        return specs
 
     @contextlib.contextmanager
     def _ranks(self, nursery: Nursery, run_id: str) -> Iterator[tuple[LocalRanks, Supervisor, int]]:

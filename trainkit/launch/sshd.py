@@ -12,28 +12,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainkit import config
 from trainkit.errors import EnvironmentFaultError, NoPermissionError, TrainkitError
+from trainkit.launch.plan import ProgramPlan
 from trainkit.launch.users import ssh_folders, user_home
 
-__all__ = ["Sshd", "main", "plan_sshd"]
+__all__ = ["main", "plan_sshd"]
 
 _UNPRIVILEGED_PORT = 2222
 _SEPARATION = Path("/run/sshd")
 """Root's sshd wants this empty folder, which a service manager would have made at boot."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sshd:
-    """What a worker pod runs until it is ended."""
-
-    argv: tuple[str, ...]
-
-
-def plan_sshd(environ: Mapping[str, str]) -> Sshd:
+def plan_sshd(environ: Mapping[str, str]) -> ProgramPlan:
     """Plan the sshd of this pod: in the foreground, with its log on stderr.
 
     Like ``/usr/sbin/sshd -De``, the operators' default, with what that lacks in a pod: a host
@@ -79,7 +72,12 @@ def plan_sshd(environ: Mapping[str, str]) -> Sshd:
     for name, value in options.items():
         line += ["-o", f"{name}={value}"]
     program = (sys.executable, "-m", "trainkit.launch.sshd")
-    return Sshd(argv=(*program, "--host-key", str(key), "--", *line))
+    return ProgramPlan(
+        command=(*program, "--host-key", str(key), "--", *line),
+        why="sshd, by which the launcher's mpirun comes in",
+        label="sshd",
+        reports=False,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,6 +36,7 @@ class Supervisor:
         self._notices = tuple(notices)
         self._grace_period = grace_period
         self._ranks: LocalRanks | None = None
+        self._stop_signal: signal.Signals | None = None
         self._over = False
         self._listener = NoticeListener(
             dict.fromkeys((*_SIGNALS, *notices)),
@@ -56,9 +57,14 @@ class Supervisor:
         self._over = True
         self._listener.close()
 
-    def look_after(self, ranks: LocalRanks) -> None:
-        """From now on pass signals on to ``ranks``."""
-        self._ranks = ranks
+    def look_after(self, ranks: LocalRanks, stop_signal: signal.Signals | None = None) -> None:
+        """From now on pass signals on to ``ranks``.
+
+        Args:
+            ranks: what runs here.
+            stop_signal: what to send for a notice; the notice itself by default.
+        """
+        self._ranks, self._stop_signal = ranks, stop_signal
 
     def code_after(self, number: signal.Signals) -> int:
         """The exit code of a launcher that was asked to end by ``number``, and did."""
@@ -68,7 +74,8 @@ class Supervisor:
 
     def _hear(self, number: signal.Signals) -> None:
         if self._ranks is not None:
-            self._ranks.pass_on(number, self._grace_period)
+            sent = self._stop_signal if number in self._notices else None
+            self._ranks.pass_on(number, self._grace_period, sent)
             if self._ranks.running:
                 return
         timer = threading.Timer(_STUCK, self._leave, (number,))

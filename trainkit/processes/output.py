@@ -51,7 +51,7 @@ class OutputPump:
         self._err = self._out if same else Place(err if err_open else None, "stderr", json)
         places = [self._out] if self._err is self._out else [self._out, self._err]
         self._logs = LogFiles(QUIET)
-        self._tails: dict[int, Tail] = {}
+        self._tails: dict[int | None, Tail] = {}
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -104,7 +104,7 @@ class OutputPump:
                 os.close(fd)
             raise
         tail = None
-        if rank is not None and stream == "stderr":
+        if stream == "stderr":
             tail = self._tails[rank] = Tail()
         place = self._out if stream == "stdout" else self._err
         origin = Origin(label, rank, stream)
@@ -115,7 +115,7 @@ class OutputPump:
         """Write a line of our own to stderr, and not into an unfinished line of a process."""
         self._order(lambda: self._copier.say(text))
 
-    def tail(self, rank: int, lines: int = 20) -> list[str]:
+    def tail(self, rank: int | None, lines: int = 20) -> list[str]:
         """The last lines of the newest stderr of ``rank``, oldest first, without colours.
 
         Long lines are cut; nothing is there of a rank that was never added. What is still in

@@ -136,7 +136,11 @@ def _worker(job: str, index: int, argv: Sequence[str], folder: Path) -> None:
     near, far = f"near{index}", f"far{index}"
     script = (
         f"hostname {job}-worker-{index}; read -r _; ip link set lo up; ip link set {far} up; "
-        f"ip addr add 10.77.0.{index + 2}/24 dev {far}; umount -q /etc/mpi; "
+        f"ip addr add 10.77.0.{index + 2}/24 dev {far}; ip route add default via 10.77.0.1; "
+        # as the kubelet writes it: a pod knows its own short name, which DNS does not
+        f"cp /etc/hosts /tmp/hosts{index}; "
+        f"echo 10.77.0.{index + 2} {job}-worker-{index} >> /tmp/hosts{index}; "
+        f"mount --bind /tmp/hosts{index} /etc/hosts; umount -q /etc/mpi; "
         f'echo pod {index} ready >&2; exec "$@"'
     )
     env = {"PATH": os.environ["PATH"], "K_MPI_JOB_ROLE": "worker"}

@@ -15,12 +15,8 @@ from tests.launch.mpi import pods
 from tests.launch.mpi.training import SECRET
 
 HERE = Path(__file__).parent
-WORKER = (
-    sys.executable,
-    "-c",
-    "import os; from trainkit.launch.sshd import plan_sshd; "
-    "argv = plan_sshd(os.environ).argv; os.execv(argv[0], argv)",
-)
+TRAINING = str(HERE / "training.py")
+WORKER = (sys.executable, "-m", "trainkit", "launch", TRAINING)
 ODD = {
     "NCCL_IB_HCA": "=mlx5_0:1,mlx5_1:1",
     "TRAINKIT_ODD": "a;b|c d\"'$x \\ k=v",
@@ -80,7 +76,7 @@ def _environ() -> dict[str, str]:
 
 
 def _training(mode: str, folder: Path) -> list[str]:
-    return [sys.executable, str(HERE / "training.py"), mode, str(folder / "ranks"), "OF-A-RANK"]
+    return [TRAINING, mode, str(folder / "ranks"), "OF-A-RANK"]
 
 
 @pytest.fixture
@@ -111,7 +107,7 @@ def test_ranks_stand_on_the_workers_with_the_launchers_variables(run_job):
 
 
 def test_fewer_ranks_than_slots_fill_the_first_hosts(run_job):
-    job = run_job("report", "-n", "3")
+    job = run_job("report", "--num-ranks", "3")
     assert job.code == 0, job.output
     assert [rank["hostname"][-1] for rank in job.seen()] == ["0", "0", "1"]
 
@@ -142,6 +138,19 @@ def test_a_rank_that_fails_ends_all_with_its_code(run_job, mode, code):
     assert "gave up waiting" not in job.output  # for ranks to end, 10 s after
 
 
+def test_the_rank_that_raised_first_is_the_cause_in_the_report(run_job, tmp_path):
+    message = tmp_path / "termination"
+    message.touch()
+    pytest.importorskip("torch")
+    environ = {"TRAINKIT_TERMINATION_LOG": str(message)}
+    job = run_job("ddp", environ=environ)
+    assert job.code == 70, job.output
+    report = job.output.partition("mpirun on ")[2]
+    assert report.startswith(f"{job.name}-launcher failed first: ValueError: rank 1 has had enough")
+    assert ", in ddp\n" in report
+    assert "rank 1 has had enough" in message.read_text()
+
+
 def test_a_notice_to_the_launcher_reaches_all_ranks(run_job, tmp_path):
     job = run_job("stop", "--stop-when", str(tmp_path / "ranks"))
     assert job.code == 143, job.output
@@ -149,7 +158,8 @@ def test_a_notice_to_the_launcher_reaches_all_ranks(run_job, tmp_path):
 
 
 def test_a_host_without_sshd_is_named(run_job):
-    job = run_job("report", "--timeout", "4", workers=(WORKER, ("sleep", "365d")))
+    environ = {"TRAINKIT_TIMEOUT": "4"}
+    job = run_job("report", environ=environ, workers=(WORKER, ("sleep", "365d")))
     assert job.code == 138, job.output
     assert f"1 missing: {job.name}-worker-1.{job.name}.default.svc: port 22: conn" in job.output
     assert f"{job.name}-worker-0.{job.name}" not in job.output.partition("gave up")[2]
@@ -170,8 +180,7 @@ def test_a_host_that_refuses_the_key_is_no_matter_of_waiting(run_job):
 
 
 def test_sshd_on_another_port_is_found(run_job):
-    changed = WORKER[2].replace("os.environ)", "{**os.environ, 'TRAINKIT_SSH_PORT': '2222'})")
-    worker = (*WORKER[:2], changed)
+    worker = ("env", "TRAINKIT_SSH_PORT=2222", *WORKER)
     job = run_job("report", environ={"TRAINKIT_SSH_PORT": "2222"}, workers=(worker, worker))
     assert job.code == 0, job.output
     assert len(job.seen()) == 4

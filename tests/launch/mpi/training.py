@@ -17,6 +17,10 @@ def main(mode: str, folder: str) -> int:
     (Path(folder) / f"rank-{topology.rank}").write_text(json.dumps(_seen(topology)))
     if mode == "report":
         return 0
+    if mode == "ddp":
+        import trainkit
+
+        trainkit.run(ddp, strategy="ddp")
     if mode in ("raise", "lost", "killed") and topology.rank == 1:
         if mode == "raise":
             return 70
@@ -30,6 +34,18 @@ def main(mode: str, folder: str) -> int:
     while time.monotonic() < deadline and not heard:
         time.sleep(0.02)  # a collective that never ends
     return 143 if heard else 99
+
+
+def ddp(ctx) -> None:
+    """Rank 1 fails while the others wait for it in a collective."""
+    import torch
+
+    model = ctx.setup(torch.nn.Linear(4, 1))
+    for step in range(3):
+        if ctx.rank == 1 and step == 1:
+            raise ValueError("rank 1 has had enough")
+        model(torch.randn(2, 4)).sum().backward()
+    ctx.barrier()
 
 
 def _seen(topology) -> dict:

@@ -1,11 +1,12 @@
 """Before mpirun starts: its files are written, and every host can be reached."""
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,13 +18,34 @@ from trainkit.launch.prerequisites import await_file, port_trouble
 from trainkit.launch.users import ssh_folders, user_home
 from trainkit.waiting import Deadline, backoff, wait_until
 
-__all__ = ["await_hosts", "remove_files"]
+__all__ = ["await_hosts", "hosts_ready", "remove_files"]
+
+log = logging.getLogger("trainkit")
 
 _PARALLEL = 32
 _ATTEMPT = 30.0
 """Seconds that one attempt to log in may take; ssh itself tries ten times to connect."""
 _REFUSED = ("permission denied", "host key verification failed", "too many authentication")
 """Answers of ssh that do not change by waiting, in lower case."""
+
+
+@contextlib.contextmanager
+def hosts_ready(plan: Mpirun, timeout: float) -> Iterator[None]:
+    """The time in which mpirun can work: from when every host is reached, to the end.
+
+    Args:
+        plan: of the mpirun.
+        timeout: seconds to wait for the hosts.
+
+    Raises:
+        TrainkitError: as ``await_hosts``.
+    """
+    try:
+        await_hosts(plan, Deadline(timeout))
+        log.info("all %d hosts of the MPI job are reached", len(plan.hosts))
+        yield
+    finally:
+        remove_files(plan)
 
 
 def await_hosts(plan: Mpirun, deadline: Deadline) -> None:
@@ -79,7 +101,7 @@ def await_hosts(plan: Mpirun, deadline: Deadline) -> None:
 
 def remove_files(plan: Mpirun) -> None:
     """Remove what `await_hosts` wrote; the copy of the key above all."""
-    for folder in _folders(plan):
+    for folder in plan.folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -146,7 +168,7 @@ def _address(plan: Mpirun, host: str) -> tuple[str, int]:
 
 
 def _write_files(plan: Mpirun) -> None:
-    for folder in _folders(plan):
+    for folder in plan.folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = folder.lstat()
@@ -164,10 +186,6 @@ def _write_files(plan: Mpirun) -> None:
         _write(Path(path), text.encode())
     if plan.agent.is_ssh:
         _copy_key(Path(plan.agent.config).with_name("id"))
-
-
-def _folders(plan: Mpirun) -> set[Path]:
-    return {Path(path).parent for path in plan.files}
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ from trainkit.launch.mpi.agent import Agent, agent_of, ssh_config
 from trainkit.launch.mpi.forwarding import forwarded, preemption_signals
 from trainkit.launch.mpi.placement import short_name
 from trainkit.launch.mpi.tools import MpiTools, implementation_of
+from trainkit.launch.plan import ProgramPlan
 from trainkit.topology import Topology
 
 __all__ = ["Mpirun", "plan_mpirun"]
@@ -39,6 +40,23 @@ class Mpirun:
     """Path → text, to be written before."""
     hostfile: str = ""
     """The operator's, for messages."""
+
+    @property
+    def folders(self) -> set[Path]:
+        """Folders of its files, which are its own."""
+        return {Path(path).parent for path in self.files}
+
+    def program(self) -> ProgramPlan:
+        """mpirun as a process to be run here."""
+        return ProgramPlan(
+            command=self.argv,
+            why=f"mpirun of {self.implementation}: {self.world_size} ranks on "
+            f"{len(self.hosts)} hosts",
+            label="mpirun",
+            environs=(self.environ,),
+            stop_signal=self.stop_signal,
+            reports=False,  # a rank in this pod would take its files for its own
+        )
 
 
 def plan_mpirun(
@@ -72,6 +90,8 @@ def plan_mpirun(
     agent = agent_of(environ, str(folder / "ssh_config"))
     signals = preemption_signals(one.name for one in settings.preemption_signals)
     additions = {"TRAINKIT_PREEMPTION_SIGNALS": signals}
+    if not tools.has_mpi4py and not environ.get("MASTER_ADDR"):
+        additions |= {"MASTER_ADDR": _first_host(hosts, tools), "MASTER_PORT": "29500"}
     names = forwarded({**environ, **additions})
     # Only Hydra's ranks must tell their codes; the token keeps others from saying the same.
     token = None if kind.startswith("openmpi") else f"{folder.name}-{world_size}"
@@ -115,6 +135,13 @@ def _world_size(hosts: Sequence[tuple[str, int]], num_ranks: int | None, topolog
             f"for {slots} ranks."
         )
     return num_ranks or slots
+
+
+def _first_host(hosts: Sequence[tuple[str, int]], tools: MpiTools) -> str:
+    """Where rank 0 will be, as the others can reach it: a launcher's name may resolve nowhere."""
+    name = hosts[0][0]
+    own = tools.hostname and short_name(name) == short_name(tools.hostname)
+    return tools.interface[1] if own and tools.interface is not None else name
 
 
 def _rank(

@@ -1,5 +1,6 @@
 """Which MPI this launcher pod has, and what else its command line depends on."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainkit.coordination.network import interface_towards
+from trainkit.coordination.network import default_interface
 from trainkit.errors import EnvironmentFaultError
 
 __all__ = ["MpiTools", "implementation_of"]
 
 _NAMES = ("mpirun", "mpiexec.hydra", "mpiexec")
-_ELSEWHERE = "192.0.2.1"
-"""An address of nobody's (RFC 5737): what leads there is the default route. Nothing is sent."""
 _VERSION_TIMEOUT = 60.0
 """Seconds that ``mpirun --version`` may take; a cold image on a network disk is slow."""
 
@@ -38,6 +37,8 @@ class MpiTools:
     interface: tuple[str, str] | None = None
     """This pod's network interface and its address. Workers often cannot resolve the launcher's
     name, which is what Hydra would have them connect to."""
+    has_mpi4py: bool = True
+    """Whether ranks can tell each other through MPI where they meet."""
     folder: str = ""
     """Where the files of a plan are to be: hostfile, ssh's configuration, a copy of the key."""
 
@@ -55,8 +56,9 @@ class MpiTools:
             version=_ask_version(mpirun, environ),
             uid=os.geteuid(),
             hostname=os.uname().nodename,
-            interface=interface_towards(_ELSEWHERE, 9),
+            interface=default_interface(),
             folder=str(folder),
+            has_mpi4py=importlib.util.find_spec("mpi4py") is not None,
         )
 
 
