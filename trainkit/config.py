@@ -67,6 +67,10 @@ def _count(text: str) -> int:
     return value
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -142,6 +146,12 @@ class Settings:
         "auto",
         "library for s3://: auto takes obstore where it can do the same as fsspec; or fsspec",
     )
+    quit_sidecar: str = _setting(
+        "TRAINKIT_QUIT_SIDECAR",
+        _one_of("done", "always", "never"),
+        "done",
+        "when trainkit launch tells Istio's sidecar to end: done (exit code 0), always or never",
+    )
     preemption_signals: tuple[signal.Signals, ...] = _setting(
         "TRAINKIT_PREEMPTION_SIGNALS",
         _signals,
@@ -162,6 +172,12 @@ class Settings:
         _count,
         None,
         "port of sshd in an MPI job's pods; else the image's, or 2222 where sshd is not root's",
+    )
+    wait_for: tuple[str, ...] = _setting(
+        "TRAINKIT_WAIT_FOR",
+        _parts,
+        (),
+        "what trainkit launch waits for: /path, mount:/path, host:port or host, by commas",
     )
     timeout: float = _setting(
         "TRAINKIT_TIMEOUT",

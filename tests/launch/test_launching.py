@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.launch.conftest import PLAIN, TRAINING
+from trainkit.waiting import Deadline, wait_until
 
 TWO = ("--nproc-per-node", 2)
 
@@ -265,3 +266,31 @@ def test_values_with_signs_arrive_as_they_are(launch):
         one = launch(preload, script=script, NCCL_IB_HCA=value)
         assert one.wait() == 0
         assert one.out == value + "\n"
+
+
+def test_what_is_waited_for_comes_before_the_first_rank(launch, tmp_path):
+    late = tmp_path / "volume"
+    one = launch("--wait-for", late, script="print('here')")
+    wait_until(lambda: "local worker" in one.err, what="the launcher", deadline=Deadline(60))
+    assert "here" not in one.out
+    late.mkdir()
+    assert one.wait() == 0, one.err
+    assert one.out == "here\n"
+
+
+def test_what_does_not_come_is_named_and_may_be_tried_again(launch, tmp_path):
+    environ = {"TRAINKIT_TIMEOUT": "0.2", "TRAINKIT_WAIT_FOR": str(tmp_path / "none")}
+    one = launch(script="print('here')", **environ)
+    assert one.wait() == 138
+    assert f"the path {tmp_path / 'none'}" in one.err
+    assert one.out == ""
+
+
+@pytest.mark.parametrize("moment", ["local worker", "waiting for the path"])
+def test_a_notice_ends_the_start_and_the_wait(launch, tmp_path, moment):
+    one = launch("--wait-for", tmp_path / "none", script="import torch; print('here')")
+    wait_until(lambda: moment in one.err, what="the launcher", deadline=Deadline(60))
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait() == 143, one.err
+    assert "Traceback" not in one.err
+    assert one.out == ""

@@ -4,8 +4,14 @@ import threading
 
 import pytest
 
-from trainkit.errors import DeadlineError
-from trainkit.launch.prerequisites import await_file, await_folder, await_name, await_port
+from trainkit.errors import DeadlineError, UsageError
+from trainkit.launch.prerequisites import (
+    await_all,
+    await_file,
+    await_folder,
+    await_name,
+    await_port,
+)
 from trainkit.waiting import Deadline
 
 
@@ -67,3 +73,34 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
     file.touch()
     with pytest.raises(DeadlineError, match=f"the data volume {file} .not a directory"):
         await_folder(str(file), what="the data volume", deadline=Deadline(0.1))
+
+
+def test_things_of_all_kinds_are_waited_for(tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    making = threading.Timer(0.2, lambda: (folder.mkdir(), file.write_text("x")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        making.start()
+        port = server.getsockname()[1]
+        things = [str(folder), str(file), f"127.0.0.1:{port}", "localhost", "mount:/proc"]
+        await_all(things, timeout=30)
+        making.join()
+
+
+@pytest.mark.parametrize(
+    ("thing", "said"),
+    [
+        ("mount:{}", "something to be mounted at {}"),
+        ("{}/none", "the path {}/none"),
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("no-such-host.invalid", "no-such-host.invalid to be known"),
+    ],
+)
+def test_what_does_not_come_is_named(tmp_path, thing, said):
+    with pytest.raises(DeadlineError, match=said.format(tmp_path)):
+        await_all([thing.format(tmp_path)], timeout=0.1)
+
+
+@pytest.mark.parametrize("thing", ["host:port", "a b", "s3://bucket", ""])
+def test_what_is_no_thing_to_wait_for_is_an_error_at_once(thing):
+    with pytest.raises(UsageError, match="expected /path, mount:/path, host:port or host"):
+        await_all([thing], timeout=30)

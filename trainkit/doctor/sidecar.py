@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator, Sequence
 
 from trainkit.doctor.finding import Finding, Question, Status
 from trainkit.doctor.job import topology_or_none
+from trainkit.resources.istio import PORTS, health
 
-__all__ = ["PORTS", "check", "look"]
-
-PORTS = (15021, 15020)
-"""Where a sidecar answers for its health: the proxy itself, and its agent."""
-_PATH = "/healthz/ready"
-_SECONDS = 3.0
+__all__ = ["check", "look"]
 
 
 def check(question: Question) -> Iterator[Finding]:
@@ -31,8 +26,8 @@ def look(ports: Sequence[int], master_port: int | None) -> Finding:
         master_port: where ranks meet, to be excluded from the mesh.
     """
     for port in ports:
-        status = _health(port)
-        if status in (200, 503):
+        status = health(port)
+        if status is not None:
             return _present(port, status == 200, master_port)
     found = f"no Istio sidecar answers on port {' or '.join(map(str, ports))} of this pod"
     return Finding("sidecar", Status.OK, found, values={"present": False})
@@ -55,15 +50,3 @@ def _present(port: int, ready: bool, master_port: int | None) -> Finding:
         advice,
         {"present": True, "port": port, "ready": ready},
     )
-
-
-def _health(port: int) -> int | None:
-    """The status of the answer on ``port``; None where nobody speaks HTTP."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
-    try:
-        connection.request("GET", _PATH)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()

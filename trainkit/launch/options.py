@@ -33,6 +33,8 @@ class LaunchOptions:
     output: OutputOptions
     prefix: bool | None
     """None: if there are several ranks here."""
+    wait_for: tuple[str, ...]
+    """Things that must be there before anything starts."""
     dry_run: bool
     local_addr: str | None
     virtual_local_rank: bool
@@ -101,6 +103,7 @@ def parse(
         preload=given["preload"],
         output=output,
         prefix=given["prefix"],
+        wait_for=tuple(given["wait_for"]),
         dry_run=given["dry_run"],
         local_addr=read.text("local_addr"),
         virtual_local_rank=read.yes("virtual_local_rank"),
@@ -221,6 +224,14 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     shown.add_argument(
         *_spellings("local-ranks-filter"), metavar="RANKS", help="show these local ranks alone"
+    )
+    parser.add_argument(
+        *_spellings("wait-for"),
+        metavar="THING",
+        action="append",
+        default=[],
+        help="start once this is there: /path, mount:/path, host:port or host; may be repeated "
+        "(and TRAINKIT_WAIT_FOR); at most TRAINKIT_TIMEOUT seconds",
     )
     parser.add_argument(
         *_spellings("dry-run"), action="store_true", help="print what would be run, and exit"

@@ -4,12 +4,90 @@ In a cluster all of them appear late: DNS answers after its pod, a ConfigMap is 
 the container, and a volume while it is attached.
 """
 
+import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
+from trainkit.errors import UsageError
 from trainkit.waiting import Deadline, backoff, wait_until
 
-__all__ = ["await_file", "await_folder", "await_name", "await_port", "port_trouble"]
+__all__ = [
+    "await_all",
+    "await_file",
+    "await_folder",
+    "await_mount",
+    "await_name",
+    "await_port",
+    "port_trouble",
+]
+
+_MOUNT = "mount:"
+
+
+def await_all(things: Iterable[str], *, timeout: float) -> None:
+    """Wait for each of ``things``: ``/path``, ``mount:/path``, ``host:port`` or ``host``.
+
+    Args:
+        things: what must be there. A path may be a folder, or a file with something in it; with
+            ``mount:`` something must be mounted there.
+        timeout: seconds for all of them together.
+
+    Raises:
+        DeadlineError: names the first that is not there in time.
+        UsageError: one is none of these.
+    """
+    deadline = Deadline(timeout)
+    for thing in things:
+        host, colon, port = thing.rpartition(":")
+        if thing.startswith(_MOUNT):
+            await_mount(thing.removeprefix(_MOUNT), deadline=deadline)
+        elif thing.startswith(("/", "./", "../")):
+            await_path(thing, deadline=deadline)
+        elif colon and port.isdecimal() and 0 < int(port) < 65536 and host:
+            await_port(host.strip("[]"), int(port), what="what was asked for", deadline=deadline)
+        elif thing and not colon and not set(thing) & set("/ "):
+            await_name(thing, deadline=deadline)
+        else:
+            raise UsageError(
+                f"--wait-for {thing!r}: expected /path, mount:/path, host:port or host"
+            )
+
+
+def await_path(path: str, *, deadline: Deadline) -> None:
+    """Wait for a folder that can be listed, or a file with something in it.
+
+    Raises:
+        DeadlineError: names the path, and what stands in the way.
+    """
+    what = "the path"
+    if Path(path).is_file():
+        await_file(path, what=what, deadline=deadline)
+        return
+    wait_until(
+        Path(path).exists,
+        what=f"{what} {path}",
+        deadline=deadline,
+        hint="Is its volume mounted in this container?",
+        pauses=backoff(first=0.05, last=1.0),
+    )
+    await_here = await_file if Path(path).is_file() else await_folder
+    await_here(path, what=what, deadline=deadline)
+
+
+def await_mount(path: str, *, deadline: Deadline) -> None:
+    """Wait until something is mounted at ``path``, as by a sidecar with a FUSE file system.
+
+    Raises:
+        DeadlineError: names the path.
+    """
+    wait_until(
+        lambda: os.path.ismount(path),
+        what=f"something to be mounted at {path}",
+        deadline=deadline,
+        hint="Does the container that mounts it run, and is its mount propagated to this one?",
+        pauses=backoff(first=0.05, last=1.0),
+    )
 
 
 def await_name(host: str, *, deadline: Deadline) -> None:

@@ -61,8 +61,20 @@ class Launch:
             preload()
         return Nursery.start()
 
-    def run_ranks(self, plan: RankPlan, nursery: Nursery, local_addr: str | None = None) -> int:
+    def run_ranks(
+        self,
+        plan: RankPlan,
+        nursery: Nursery,
+        local_addr: str | None = None,
+        ready: contextlib.AbstractContextManager[object] | None = None,
+    ) -> int:
         """Run the ranks of ``plan`` to their end, and return the exit code of this process.
+
+        Args:
+            plan: what to run.
+            nursery: starts them.
+            local_addr: address of this node for others.
+            ready: entered before the first start, to wait for what they need; left at the end.
 
         Raises:
             DeadlineError: the other nodes did not come.
@@ -81,7 +93,10 @@ class Launch:
         # Only the handler's own store would be served to all rounds; FreshStores has its own.
         config.set_environ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
         environ = self._shared_cpus(plan.nproc)
-        with self._ranks(nursery, plan.run_id) as (ranks, supervisor, ooms):
+        with (
+            self._ranks(nursery, plan.run_id) as (ranks, supervisor, ooms),
+            ready or contextlib.nullcontext(),
+        ):
             rendezvous = elastic.rendezvous_of(plan, self.timeout, local_addr)
             agent = elastic.RankAgent(
                 plan, rendezvous, ranks, environ, name=self.name, grace_period=self.grace_period
@@ -101,7 +116,7 @@ class Launch:
         plan: ProgramPlan,
         nursery: Nursery,
         max_restarts: int = 0,
-        ready: contextlib.AbstractContextManager[None] | None = None,
+        ready: contextlib.AbstractContextManager[object] | None = None,
     ) -> int:
         """Run the processes of ``plan`` to their end, and return the exit code of this process.
 
@@ -141,11 +156,12 @@ class Launch:
 
     def _specs(self, plan: ProgramPlan) -> list[RankSpec]:
         several = len(plan.environs) > 1
+        shared = self._shared_cpus(len(plan.environs)) if plan.reports else self.environ
         specs = []
         for local_rank, additions in enumerate(plan.environs):
             rank = None if plan.rank is None else plan.rank + local_rank
             label = f"{plan.label or self.name} r{rank}" if several else plan.label or self.name
-            environ = {**self.environ, **additions}
+            environ = {**shared, **additions}
             specs.append(RankSpec(rank, local_rank, label, environ, plan.reports))
         return specs
 

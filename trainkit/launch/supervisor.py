@@ -4,19 +4,50 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from trainkit.errors import ExitCode, Preempted
 from trainkit.launch.local_ranks import LocalRanks
 from trainkit.lifecycle.preemption import NoticeListener
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "end_by_signals"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What torchrun passes on, too."""
 
 _STUCK = 5.0
 """Seconds after which a launcher that waits for others in C ends without its main thread."""
+
+
+def end_by_signals(notices: Sequence[signal.Signals]) -> None:
+    """Until a supervisor is there, end by the first signal that asks for it.
+
+    As process 1 of a container this process would not even be ended by SIGTERM without a handler,
+    and importing torch takes its time.
+    """
+    for number in (*_SIGNALS, *notices):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _Leave(notices))
+
+
+class _Leave:
+    """A handler that ends this process, until a supervisor takes its place."""
+
+    def __init__(self, notices: Sequence[signal.Signals]) -> None:
+        self._notices = notices
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        # Nothing is there to be cleaned up, and what is being imported might swallow an exception.
+        name = signal.Signals(number).name
+        os.write(2, f"trainkit: {name} before anything was started\n".encode())
+        os._exit(_code_after(signal.Signals(number), self._notices))
+
+
+def _code_after(number: signal.Signals, notices: Sequence[signal.Signals]) -> int:
+    if number is signal.SIGINT:
+        return ExitCode.INTERRUPTED
+    return ExitCode.PREEMPTED if number in notices else 128 + number
 
 
 class Supervisor:
@@ -45,6 +76,9 @@ class Supervisor:
         )
 
     def __enter__(self) -> "Supervisor":
+        for number in (*_SIGNALS, *self._notices):
+            if isinstance(signal.getsignal(number), _Leave):
+                signal.signal(number, signal.SIG_DFL)
         self._listener.start()
         return self
 
@@ -68,9 +102,7 @@ class Supervisor:
 
     def code_after(self, number: signal.Signals) -> int:
         """The exit code of a launcher that was asked to end by ``number``, and did."""
-        if number is signal.SIGINT:
-            return ExitCode.INTERRUPTED
-        return ExitCode.PREEMPTED if number in self._notices else 128 + number
+        return _code_after(number, self._notices)
 
     def _hear(self, number: signal.Signals) -> None:
         if self._ranks is not None:

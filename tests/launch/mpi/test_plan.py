@@ -198,3 +198,21 @@ def test_without_root_sshd_is_looked_for_where_others_may_listen(uid, there):
     assert ("Port 2222" in lines) is there
     if there:  # what the image's files say goes before
         assert lines.index("Port 2222") > lines.index("Include /etc/ssh/ssh_config")
+
+
+def test_ranks_without_mpi4py_are_told_where_to_meet():
+    case = "mpijob-v2-openmpi-launcher-2x2"
+    plan = plan_of(case, has_mpi4py=False)
+    assert plan.environ["MASTER_ADDR"] == plan.hosts[0][0]
+    assert plan.environ["MASTER_PORT"] == "29500"
+    assert "MASTER_ADDR" in plan.argv
+    given = plan_of(case, has_mpi4py=False, environ={"MASTER_ADDR": "mine"})
+    assert "MASTER_ADDR" not in given.environ
+    assert "MASTER_ADDR" not in plan_of(case).environ
+
+
+def test_a_launcher_that_has_rank_0_gives_its_address():
+    host = plan_of("mpijob-v2-openmpi-launcher-2x2").hosts[0][0]
+    own = {"hostname": host.partition(".")[0], "interface": ("eth0", "10.0.0.9")}
+    plan = plan_of("mpijob-v2-openmpi-launcher-2x2", has_mpi4py=False, **own)
+    assert plan.environ["MASTER_ADDR"] == "10.0.0.9"
