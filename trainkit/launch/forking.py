@@ -36,8 +36,7 @@ def serve(control: socket.socket, launcher: int) -> NoReturn:
     """Serve the launcher at the other end until it is gone; then end everything below."""
     os.setsid()  # a terminal's Ctrl-C is the launcher's, which passes it on
     spare_finalizers()
-    gc.collect()
-    gc.freeze()  # later collections leave these objects, and the pages they share, alone
+    gc.freeze()  # collections in ranks leave these objects, and the pages they share, alone
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
