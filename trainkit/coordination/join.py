@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from trainkit.coordination.store import Store
@@ -78,6 +79,29 @@ def join(store: Store, rank: int, world_size: int, deadline: Deadline) -> str:
     return _be_received(store, rank, me, deadline)
 
 
+class _Pauses:
+    """Seconds between two looks: few while ranks are just arriving, and more of them for many.
+
+    To wait in the store instead would be noisy: torch's complains of each wait without success.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._first = min(0.1, max(0.0005, world_size * 5e-5))  # the store serves all of them
+        self._next = self._first
+
+    def shorten(self) -> None:
+        """Something has moved, so the next step will not be long in coming."""
+        self._next = self._first
+
+    def __iter__(self) -> Iterator[float]:
+        return self
+
+    def __next__(self) -> float:
+        pause = self._next
+        self._next = min(0.5, pause * 1.2)
+        return pause
+
+
 def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
     """Rank 0: answer every greeting until all ranks have confirmed this round."""
     round_id = f"round-{me.identity}"
@@ -85,12 +109,15 @@ def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
     answered: dict[int, str] = {}
     refused: dict[int, str] = {}
     seen_events = -1
+    pauses = _Pauses(me.world_size)
 
     def all_confirmed() -> bool:
         nonlocal seen_events
         events = store.add("join/events", 0)
         if events == seen_events and not refused:
             return not waiting
+        if events != seen_events:
+            pauses.shorten()
         seen_events = events
         for rank in sorted(waiting):
             payload = store.get(f"join/greeting/{rank}")
@@ -113,6 +140,7 @@ def _receive(store: Store, me: Greeting, deadline: Deadline) -> str:
         whom=lambda: _absent(waiting, refused),
         deadline=deadline,
         hint="Look at the pods of the missing ranks; TRAINKIT_TIMEOUT sets the seconds to wait.",
+        pauses=pauses,
     )
     store.set(f"join/open/{round_id}", b"1")
     return round_id
@@ -147,6 +175,7 @@ def _refuse(me: Greeting, rank: int, guest: Greeting, store: Store) -> str:
 def _be_received(store: Store, rank: int, me: Greeting, deadline: Deadline) -> str:
     """Other ranks: confirm whatever round answers to this identity, until one opens."""
     confirmed = ""
+    pauses = _Pauses(me.world_size)
 
     def opened() -> str | None:
         nonlocal confirmed
@@ -158,6 +187,7 @@ def _be_received(store: Store, rank: int, me: Greeting, deadline: Deadline) -> s
             confirmed = answer.decode()
             store.set(f"join/confirmed/{confirmed}/{me.identity}", b"1")
             store.add("join/events", 1)
+            pauses.shorten()
         return confirmed if store.get(f"join/open/{confirmed}") is not None else None
 
     def missing() -> str:
@@ -171,6 +201,7 @@ def _be_received(store: Store, rank: int, me: Greeting, deadline: Deadline) -> s
         whom=missing,
         deadline=deadline,
         hint="Look at the pods of the missing ranks; TRAINKIT_TIMEOUT sets the seconds to wait.",
+        pauses=pauses,
     )
 
 
