@@ -21,7 +21,7 @@ from benchmarks.rounds import Spread, machine, print_table, shuffled_rounds, war
 NOTHING = "python -c pass"
 LIMIT = 'python -c "import argparse, dataclasses, enum, json, re"'
 PEER = "torchrun --help"
-OURS = ("trainkit --help", "trainkit env")
+OURS = ("trainkit --help", "trainkit env", "trainkit launch --help")
 MOST_OF_LIMIT, MOST_OF_PEER = 1.5, 1 / 20
 
 

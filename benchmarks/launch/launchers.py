@@ -22,7 +22,9 @@ LAUNCH, NO_PRELOAD, PEER = "trainkit launch", "trainkit launch --no-preload", "t
 LAUNCH_RUN, PEER_RUN = "trainkit launch, trainkit.run", "torchrun, trainkit.run"
 
 _HERE = Path(__file__).parent
-_BARE_CODE = "import torch, sys; from benchmarks.launch.stamps import stamp; stamp(sys.argv[1], 'met')"
+_BARE_CODE = (
+    "import torch, sys; from benchmarks.launch.stamps import stamp; stamp(sys.argv[1], 'met')"
+)
 
 
 def _program(name: str) -> str:

@@ -1,6 +1,6 @@
 """The training of ``plain.py`` as a program of trainkit, with checkpoints where it is given steps.
 
-    trainkit launch --nproc-per-node 2 benchmarks/launch/with_run.py FOLDER
+trainkit launch --nproc-per-node 2 benchmarks/launch/with_run.py FOLDER
 """
 
 import argparse

@@ -100,6 +100,55 @@ def test_a_script_that_is_not_there(tmp_path):
     assert wrong.returncode == 2
 
 
+READY = (
+    PLAIN
+    + """
+import signal, time
+from pathlib import Path
+nursery = os.getppid()
+def read(path):
+    try: return path.read_text()
+    except OSError: return ") - -1"
+def children():
+    return {int(p.parent.name) for p in Path("/proc").glob("[0-9]*/stat")
+            if read(p).rpartition(")")[2].split()[1] == str(nursery)}
+print("modules", rank, restart, "torch._dynamo" in sys.modules, flush=True)
+if restart == 0:
+    pids = [None, None]
+    dist.all_gather_object(pids, os.getpid())
+    while len(children() - set(pids)) < 2:
+        time.sleep(0.05)
+    print("THREADS", len(os.listdir(f"/proc/{nursery}/task")), flush=True)
+    Path(f"spares{rank}").write_text(" ".join(map(str, children() - set(pids))))
+    dist.barrier()
+    if rank == 1:
+        # VICTIM
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True: meet()
+spares = set(map(int, Path("spares0").read_text().split()))
+print("SPARE", rank, os.getpid() in spares, flush=True)
+dist.destroy_process_group()
+"""
+)
+
+
+def test_forks_are_ready_before_a_rank_fails(launch):
+    """They have what ranks import late, and come from a process that is still fit for forking."""
+    one = launch(*TWO, "--max-restarts", 1, script=READY)
+    assert one.wait() == 0, one.err
+    for line in ("modules 0 0 False", "modules 0 1 True", "modules 1 1 True", "THREADS 1"):
+        assert line in one.out
+    assert "SPARE 0 True" in one.out
+    assert "SPARE 1 True" in one.out
+
+
+def test_a_fork_that_was_ready_and_was_killed_is_not_missed(launch):
+    victim = "os.kill(max(children() - set(pids)), signal.SIGKILL)"
+    one = launch(*TWO, "--max-restarts", 1, script=READY.replace("# VICTIM", victim))
+    assert one.wait() == 0, one.err
+    assert there(one) == [(0, 2, 0), (0, 2, 1), (1, 2, 0), (1, 2, 1)]
+
+
 def test_the_process_that_ranks_are_forked_from_is_fit_for_it(launch):
     """One native thread, no CUDA, no connection to anywhere."""
     script = (

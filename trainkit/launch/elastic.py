@@ -30,7 +30,7 @@ from trainkit.errors import DeadlineError
 from trainkit.launch.local_ranks import LocalRanks, RankSpec
 from trainkit.launch.plan import RankPlan
 from trainkit.launch.rendezvous import FreshStores, StaticRendezvous
-from trainkit.launch.report import failure_report
+from trainkit.launch.report import PERMANENT, failure_report
 from trainkit.waiting import Deadline, backoff
 
 __all__ = ["RankAgent", "Stopped", "rendezvous_errors", "rendezvous_of"]
@@ -136,10 +136,18 @@ class RankAgent(SimpleElasticAgent):
         self._interval = plan.monitor_interval
         self._virtual_local_rank = plan.virtual_local_rank
 
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        self._ranks.prepare(worker_group.spec.local_world_size)
+        super()._rendezvous(worker_group)
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self._ranks.wanted:
             raise Stopped
-        return dict(self._ranks.start([self._spec(worker_group, w) for w in worker_group.workers]))
+        specs = [self._spec(worker_group, worker) for worker in worker_group.workers]
+        pids: dict[int, Any] = dict(self._ranks.start(specs))
+        if self._remaining_restarts:
+            self._ranks.foresee(len(specs))
+        return pids
 
     def _stop_workers(self, worker_group: WorkerGroup, *_: Any, **__: Any) -> None:
         """End those that run: for a new round of members, or after a failure, when none does."""
@@ -158,7 +166,8 @@ class RankAgent(SimpleElasticAgent):
                 ranks.watch(self._interval)
             raise Stopped
         if ranks.failed:
-            ranks.settle()
+            count = worker_group.spec.local_world_size if self._remaining_restarts else 0
+            ranks.settle(successors=count, unless=PERMANENT)
             if ranks.wanted:
                 raise Stopped
             return self._failed()

@@ -10,11 +10,14 @@ import selectors
 import shutil
 import signal
 import socket
+import sys
 import time
 from typing import Any, NoReturn
 
+from trainkit.launch.foresight import import_meanwhile
 from trainkit.launch.nursery import receive, send
-from trainkit.launch.rank import become_rank
+from trainkit.launch.rank import LATER
+from trainkit.launch.spares import Spares, become
 from trainkit.processes.kernel import adopt_orphans
 from trainkit.processes.program import spare_finalizers
 from trainkit.processes.table import ProcessInfo, descendants, process_table
@@ -24,6 +27,8 @@ __all__ = ["main", "serve"]
 
 _HEARTBEAT = 1.0
 """Seconds between two looks at whether the launcher lives, should its socket stay open."""
+_BEGIN = 2.0
+"""Seconds of quiet after which ranks have begun, and the processor may be had for what is next."""
 
 
 def main(descriptor: int, launcher: int) -> NoReturn:
@@ -49,12 +54,22 @@ def serve(control: socket.socket, launcher: int) -> NoReturn:
         os._exit(0)
 
 
+class _Over(BaseException):
+    """The launcher needs this process no more, or is gone."""
+
+
 class _Server:
     def __init__(self, control: socket.socket, launcher: int) -> None:
         self._control, self._launcher, self._pid = control, launcher, os.getpid()
         self._children: set[int] = set()
+        self._spares = Spares(self._close_own_files)
         self._folders: list[str] = []
         self._killed: set[int] = set()  # by us, so that their ends are nobody's fault
+        # To be imported, should ranks have to start again, where torch has but one thread.
+        self._later = list(LATER) if "torch" in sys.modules else []
+        self._foreseen, self._foresee_at = 0, 0.0  # how many, and when to make ready for them
+        self._importing = False
+        self._postponed: list[tuple[dict[str, Any], list[int]]] = []
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(control, selectors.EVENT_READ)
@@ -63,29 +78,64 @@ class _Server:
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
     def loop(self) -> None:
-        while os.getppid() == self._launcher:
-            for key, _ in self._selector.select(_HEARTBEAT):
-                if key.fileobj is self._control:
-                    try:
-                        message, files = receive(self._control)
-                    except OSError:
-                        return
-                    if message is None:
-                        return
-                    if not self._answer(message, files):
-                        return
-                else:
-                    os.read(self._woken, 4096)
-            if not self._reap():
-                return
+        with contextlib.suppress(_Over):
+            while os.getppid() == self._launcher:
+                pause = _HEARTBEAT
+                if self._foreseen:
+                    pause = min(pause, max(0.0, self._foresee_at - time.monotonic()))
+                self._attend(pause)
+                if self._foreseen and time.monotonic() >= self._foresee_at:
+                    self._make_ready()
+
+    def _attend(self, pause: float = 0.0) -> None:
+        """Do what is asked, and tell of ends."""
+        for key, _ in self._selector.select(pause):
+            if key.fileobj is self._woken:
+                os.read(self._woken, 4096)
+                continue
+            try:
+                message, files = receive(self._control)
+            except OSError:
+                raise _Over from None
+            if message is None:
+                raise _Over
+            if self._importing and message["op"] in ("start", "prepare"):
+                # A fork would have modules that are half imported, for good.
+                self._postponed.append((message, files))
+            elif not self._answer(message, files):
+                raise _Over
+        if not self._reap():
+            raise _Over
+
+    def _make_ready(self) -> None:
+        """Import what ranks import late, and fork those that may be needed."""
+        self._importing = True
+        import_meanwhile(self._later, self._attend)
+        self._importing = False
+        if self._later:
+            self._later.clear()
+            spare_finalizers()
+        for message, files in self._postponed:
+            self._answer(message, files)
+        if not self._postponed:
+            self._spares.fork(self._foreseen)
+        self._foreseen = 0
+        self._postponed.clear()
 
     def _answer(self, message: dict[str, Any], files: list[int]) -> bool:
         """Do what is asked; False at the end."""
         match message["op"]:
             case "start":
+                self._foreseen = 0
                 self._start(message, files)
-            case "signal" if message["pid"] in self._children:
-                self._signal(message["pid"], message["number"])
+            case "foresee":
+                self._foreseen = message["count"]
+                self._foresee_at = time.monotonic() + _BEGIN
+            case "prepare":
+                self._spares.fork(message["count"])
+            case "signal":
+                living = [pid for pid in message["pids"] if pid in self._children]
+                self._signal(living, message["number"])
             case "folder":
                 self._folders.append(message["path"])
             case "close":
@@ -94,18 +144,19 @@ class _Server:
         return True
 
     def _start(self, message: dict[str, Any], files: list[int]) -> None:
-        named = dict(zip(message["files"], files, strict=True))
-        pid, error = 0, ""
-        try:
-            pid = os.fork()
-        except OSError as reason:
-            error = str(reason)
-        if pid == 0 and not error:
+        error = ""
+        pid = self._spares.employ(message, files) if message["forked"] else 0
+        if not pid:
             try:
-                self._close_own_files()
-                become_rank(message, named, self._pid)
-            finally:
-                os._exit(1)
+                pid = os.fork()
+            except OSError as reason:
+                error = str(reason)
+            if pid == 0 and not error:
+                try:
+                    self._spares.close_files()
+                    become(message, files, self._pid)
+                finally:
+                    os._exit(1)
         for descriptor in files:
             os.close(descriptor)
         if pid:
@@ -120,14 +171,19 @@ class _Server:
         os.close(self._woken)
         os.close(self._wake)
 
-    def _signal(self, pid: int, number: int) -> None:
-        below = descendants(pid) if number == signal.SIGKILL else {}
+    def _signal(self, pids: list[int], number: int) -> None:
+        below: dict[int, ProcessInfo] = {}
+        if number == signal.SIGKILL:
+            table = process_table()
+            for pid in pids:
+                below |= descendants(pid, table)
         self._killed |= below.keys()
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                os.killpg(pid, number)
-            except ProcessLookupError:
-                os.kill(pid, number)  # before its setsid it has no group of its own
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                try:
+                    os.killpg(pid, number)
+                except ProcessLookupError:
+                    os.kill(pid, number)  # before its setsid it has no group of its own
         for info in below.values():  # those with groups of their own too
             _kill(info, number)
 
@@ -147,6 +203,8 @@ class _Server:
                     stray = process_table().get(pid)
                 _, status = os.waitpid(pid, 0)
                 code = os.waitstatus_to_exitcode(status)
+                if self._spares.forget(pid):
+                    continue
                 if pid in self._children:
                     self._children.discard(pid)
                     event = {"event": "ended", "pid": pid, "exitcode": code, "time": time.time()}
@@ -162,6 +220,7 @@ class _Server:
 
     def _close(self, grace: float) -> None:
         """Let what is left end: SIGTERM, and after ``grace`` seconds SIGKILL."""
+        self._killed |= self._spares.dismiss()
         deadline = Deadline(grace)
         asked: set[int] = set()
         while not deadline.passed:

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -165,13 +165,30 @@ class LocalRanks:
         if self._running and not self._asked:
             self._look_for_hangs()
 
-    def settle(self) -> None:
-        """After a failure: wait for its cause if that has not shown, then kill the others."""
-        for seconds, enough in ((_SETTLE, self._cause_is_known), (_LAST_WORDS, self._all_ended)):
-            deadline = Deadline(seconds)
-            while not deadline.passed and self._running and not enough():
-                self.watch(min(0.02, deadline.left))
+    def prepare(self, count: int) -> None:
+        """Have forks ready for ``count`` ranks that are about to be started."""
+        if self._forked:
+            self._nursery.prepare(count)
+
+    def foresee(self, count: int) -> None:
+        """Be ready for starting ``count`` ranks again, once those that run have begun."""
+        if self._forked:
+            self._nursery.foresee(count)
+
+    def settle(self, successors: int = 0, unless: Collection[int] = ()) -> None:
+        """After a failure: wait for its cause if that has not shown, then kill the others.
+
+        Args:
+            successors: how many ranks are to be started in place of these: then it is not
+                waited for what the others have to say.
+            unless: exit codes after which nothing is started again.
+        """
+        self._watch_until(self._cause_is_known, _SETTLE)
+        if not successors or any(end.exitcode in unless for end in self.ends):
+            self._watch_until(self._all_ended, _LAST_WORDS)
+            successors = 0
         self.kill()
+        self.prepare(successors)  # while the others are taken down, which takes the kernel as long
         self.await_ends()
 
     def stop(self, number: signal.Signals, grace: float) -> None:
@@ -243,6 +260,11 @@ class LocalRanks:
             return self._output.tail(rank)
         return first_failure(self._output.tail(None, _MANY_VOICES))
 
+    def _watch_until(self, enough: Callable[[], bool], seconds: float) -> None:
+        deadline = Deadline(seconds)
+        while not deadline.passed and self._running and not enough():
+            self.watch(min(0.02, deadline.left))
+
     def _cause_is_known(self) -> bool:
         codes = [end.exitcode for end in self.ends if end.exitcode]
         return any(code != ExitCode.RETRYABLE for code in codes)
@@ -251,9 +273,9 @@ class LocalRanks:
         return not self._running
 
     def _ask(self, number: signal.Signals) -> None:
-        for pid in self._running:
-            self._asked.add(pid)
-            self._nursery.signal(pid, number)
+        self._asked.update(self._running)
+        if self._running:
+            self._nursery.signal_all(self._running, number)
 
     def _take(self, event: Ended | Stray) -> None:
         if isinstance(event, Stray):

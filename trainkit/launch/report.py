@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from trainkit.errors import ExitCode
@@ -19,12 +20,12 @@ from trainkit.lifecycle.hints import (
 from trainkit.redaction import redacted
 from trainkit.resources.kernel_log import gpu_faults
 
-__all__ = ["FailureReport", "RankEnd", "failure_report"]
+__all__ = ["PERMANENT", "FailureReport", "RankEnd", "failure_report"]
 
 KilledChild = tuple[int, str, int]
 """Process id, command and signal of a process that a rank had started."""
 
-_PERMANENT = frozenset(
+PERMANENT = frozenset(
     {
         ExitCode.USAGE,
         ExitCode.DATA_INVALID,
@@ -102,7 +103,6 @@ class FailureReport:
         self._oom_kills = oom_kills
         self._attempts = attempts
         self._crashed = crashed
-        self._hint = _shown(self._find_hint())
 
     @property
     def first(self) -> RankEnd:
@@ -119,7 +119,7 @@ class FailureReport:
     @property
     def retryable_in_place(self) -> bool:
         """Whether starting the ranks again may help."""
-        return self.exit_code != 0 and self.exit_code not in _PERMANENT
+        return self.exit_code != 0 and self.exit_code not in PERMANENT
 
     def headline(self) -> str:
         """What failed first, as one line."""
@@ -219,6 +219,10 @@ class FailureReport:
         if not end.output.strip():
             return ""
         return "last lines of its output:\n" + _shown(end.output).strip("\n")
+
+    @cached_property  # it reads the kernel's log, which a restart in place need not wait for
+    def _hint(self) -> str:
+        return _shown(self._find_hint())
 
     def _find_hint(self) -> str:
         end = self._ends[0]
