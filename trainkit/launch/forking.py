@@ -27,8 +27,8 @@ __all__ = ["main", "serve"]
 
 _HEARTBEAT = 1.0
 """Seconds between two looks at whether the launcher lives, should its socket stay open."""
-_BEGIN = 2.0
-"""Seconds of quiet after which ranks have begun, and the processor may be had for what is next."""
+_BEGIN = 1.0
+"""Seconds after the last start when ranks have begun, and what is next may have the processor."""
 
 
 def main(descriptor: int, launcher: int) -> NoReturn:

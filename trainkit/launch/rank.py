@@ -26,8 +26,15 @@ from trainkit.processes.program import (
 
 __all__ = ["LATER", "become_rank", "preload"]
 
-LATER = ("torch._dynamo",)
-"""What the first optimizer of a program imports: as much again as torch itself."""
+LATER = (
+    "torch._dynamo",  # as much again as torch itself: the first optimizer imports it
+    "numpy.random",
+    "trainkit.runtime.entry",
+    "trainkit.strategies.torch.ddp",
+    "trainkit.checkpoint.manager",
+    "trainkit.checkpoint.adapters.torch",
+)
+"""What programs import once they run, by name: nothing of it is used here."""
 
 
 def preload() -> None:
