@@ -118,10 +118,14 @@ azurite: $(VENV)/.installed-dev ## install the server that az:// is tested with,
 	fi
 	npm install --global --prefix "$(VENV)" --no-audit --no-fund --loglevel=error azurite
 
-# Hours, on two cores.
+# Hours, on two cores; make soak SOAK='$$(LAUNCH)' does a part of it. A test that fails prints
+# the seed of its random moments: make soak SOAK=<test> ARGS="--seed <number>".
+LAUNCH := tests/launch/test_signals.py tests/launch/test_restarts.py tests/launch/test_user_reports.py
+SOAK ?= $(FAULTS) $(LAUNCH)
+
 .PHONY: soak
-soak: $(VENV)/.installed-dev ## inject ten times as many faults into saves as the tests do
-	@"$(BIN)/python" -m pytest $(FAULTS) --soak $(ARGS)
+soak: $(VENV)/.installed-dev ## many more faults in saves, kills and signals than the tests do
+	@"$(BIN)/python" -m pytest $(SOAK) --soak $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## check style (ruff) and which room imports which

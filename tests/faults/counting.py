@@ -14,7 +14,12 @@ _TALLY = pytest.StashKey[dict]()
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--soak", action="store_true", help="ten times as many faults; `make soak` gives it"
+        "--soak",
+        action="store_true",
+        help="ten times as many faults, or more; `make soak` gives it",
+    )
+    parser.addoption(
+        "--seed", type=int, help="of the moments of kills; a test that fails prints its own"
     )
 
 

@@ -1,14 +1,18 @@
 """``trainkit launch`` as a real process, and a proof that nothing of it is left."""
 
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from trainkit.processes.table import process_table
 from trainkit.waiting import Deadline, wait_until
 
 PLAIN = """
@@ -54,7 +58,7 @@ if __name__ == "__main__":
 class Launched:
     """One launcher that runs, and what it prints."""
 
-    def __init__(self, argv, environ, folder):
+    def __init__(self, argv, environ, folder, before=()):
         self.mark = uuid.uuid4().hex
         clean = {
             name: value
@@ -64,7 +68,7 @@ class Launched:
         self._files = folder / f"out-{self.mark}", folder / f"err-{self.mark}"
         with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "trainkit", "launch", *map(str, argv)],
+                [*before, sys.executable, "-m", "trainkit", "launch", *map(str, argv)],
                 env=clean | {"MARK": self.mark, "OMP_NUM_THREADS": "1"} | environ,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -111,6 +115,18 @@ class Launched:
             if f"MARK={self.mark}".encode() in _read(path) and not _is_dead(path.parent)
         ]
 
+    def nursery(self):
+        """The process that ranks are forked from; None before it is there."""
+        children = [one for one in process_table().values() if one.parent == self.process.pid]
+        return min(children, key=lambda one: one.started, default=None)
+
+    def ranks(self):
+        """Processes that were started as ranks and live, the oldest first."""
+        nursery = self.nursery()
+        living = () if nursery is None else process_table().values()
+        found = [one for one in living if one.parent == nursery.pid and not one.zombie]
+        return sorted(found, key=lambda one: (one.started, one.pid))
+
     def kill(self):
         for pid, _ in self.left():
             try:
@@ -136,13 +152,57 @@ def _is_dead(folder):
 def launch(tmp_path):
     """Start ``trainkit launch`` with flags, and a script that is given as text."""
     started = []
+    numbers = itertools.count()  # several threads may start one at the same time
 
-    def start(*flags, script=PLAIN, arguments=(), **environ):
-        path = tmp_path / f"script{len(started)}.py"
+    def start(*flags, script=PLAIN, arguments=(), before=(), **environ):
+        path = tmp_path / f"script{next(numbers)}.py"
         path.write_text(script)
-        started.append(Launched([*flags, path, *arguments], environ, tmp_path))
+        started.append(Launched([*flags, path, *arguments], environ, tmp_path, before))
         return started[-1]
 
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def seed(request):
+    """Of all that a test does at random; printed where it fails."""
+    given = request.config.getoption("--seed")
+    chosen = random.SystemRandom().randrange(1 << 32) if given is None else given
+    print(f"--seed {chosen} does the same again")
+    return chosen
+
+
+@pytest.fixture
+def rounds(request):
+    """How often to do something: the first number in CI, the second by `make soak`."""
+
+    def choose(ci, soak):
+        return soak if request.config.getoption("--soak") else ci
+
+    return choose
+
+
+@pytest.fixture
+def repeat(request, rounds, tally):
+    """Call ``trial(number)`` several times, some at the same time; all have to pass."""
+
+    def run(trial, ci=3, soak=20, at_once=3):
+        def outcome(number):
+            try:
+                trial(number)
+            except Exception as error:
+                return error
+            return None
+
+        count = rounds(ci, soak)
+        with ThreadPoolExecutor(at_once) as pool:
+            failed = [error for error in pool.map(outcome, range(count)) if error is not None]
+        for error in failed[1:]:
+            print(f"also: {error}")
+        if failed:
+            raise AssertionError(f"{len(failed)} of {count} failed: {failed[0]}") from failed[0]
+        tally.passed(f"launch {request.node.name.removeprefix('test_')}", count)
+
+    return run

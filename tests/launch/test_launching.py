@@ -1,8 +1,6 @@
 """``trainkit launch`` from the command line to the exit code, with real ranks."""
 
 import json
-import random
-import signal
 import subprocess
 import sys
 
@@ -33,29 +31,6 @@ def test_a_module_and_one_rank_without_a_prefix(launch, tmp_path):
     one = launch("-m", "mine")  # the script of the fixture becomes its argument
     assert one.wait() == 0, one.err
     assert one.out == "there 0 1 0\n"
-
-
-@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
-def test_a_rank_that_is_killed_comes_back_in_place(launch, preload):
-    """20 of 20 with both: bare torchrun with gloo loses about half."""
-    rounds = 20 if preload == "--preload" else 4
-    rng = random.Random(preload)
-    moments = [rng.choice([0.0, 0.0, rng.uniform(0, 0.05)]) for _ in range(rounds)]
-    script = PLAIN + (
-        "import time, signal\n"
-        f"moments = {moments}\n"
-        f"if restart < {rounds}:\n"
-        "    if rank == restart % 2:\n"
-        "        time.sleep(moments[restart])\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    while True: meet()\n"
-        "dist.destroy_process_group()\n"
-    )
-    one = launch(*TWO, "--max-restarts", rounds, preload, script=script)
-    assert one.wait() == 0, one.err
-    # A rank may be killed before the other has said that they met; the last round is whole.
-    assert there(one)[-1] == (1, 2, rounds)
-    assert {restart for _, _, restart in there(one)} == set(range(rounds + 1))
 
 
 @pytest.mark.parametrize(
@@ -174,85 +149,6 @@ def test_without_preload_a_rank_has_an_interpreter_of_its_own(launch):
     assert one.wait() == 0, one.err
     assert one.out == "False 0\n"
     assert launch("--preload", script=script).wait() == 0
-
-
-def test_a_stop_is_saved_and_ends_with_143(launch, tmp_path):
-    ckpt = tmp_path / "ckpt"
-    environ = {"TRAINKIT_CHECKPOINT_DIR": str(ckpt), "STEPS": "100000", "PAUSE": "0.01"}
-    one = launch(*TWO, script=TRAINING, **environ)
-    one.await_line("step 0 3")
-    one.process.send_signal(signal.SIGTERM)
-    assert one.wait() == 143, one.err
-    last = [int(line.split()[-1]) for line in one.out.splitlines() if "step 0" in line][-1]
-    assert f"saved step {last}" in one.err
-
-
-def test_sigint_ends_with_130(launch, tmp_path):
-    environ = {"TRAINKIT_CHECKPOINT_DIR": str(tmp_path / "c"), "STEPS": "100000", "PAUSE": "0.01"}
-    one = launch(*TWO, script=TRAINING, **environ)
-    one.await_line("step 0 3")
-    one.process.send_signal(signal.SIGINT)
-    assert one.wait() == 130, one.err
-
-
-STUBBORN = PLAIN + (
-    "import signal, time, subprocess\n"
-    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    "child = subprocess.Popen(['sh', '-c', 'sleep 1000; true'], start_new_session=True)\n"
-    "print('ready', flush=True)\n"
-    "time.sleep(1000)\n"
-)
-"""Ignores SIGTERM, and has grandchildren in a session of their own."""
-
-
-def test_a_second_notice_ends_at_once_and_leaves_nothing(launch):
-    one = launch(*TWO, "--grace-period", 100, script=STUBBORN)
-    one.await_line("ready", 2)
-    one.process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        one.process.wait(2)  # it waits for its ranks; another soon after is an echo
-    one.process.send_signal(signal.SIGTERM)
-    assert one.wait() == 143
-
-
-def test_ranks_that_do_not_end_are_killed_after_the_grace_period(launch):
-    one = launch(*TWO, "--grace-period", 1, script=STUBBORN)
-    one.await_line("ready", 2)
-    one.process.send_signal(signal.SIGTERM)
-    assert one.wait() == 137, one.err
-
-
-def test_nothing_outlives_a_launcher_that_is_killed(launch):
-    one = launch(*TWO, script=STUBBORN)
-    one.await_line("ready", 2)
-    one.process.kill()
-    assert one.wait() == -9
-
-
-def test_nothing_outlives_a_launcher_of_a_shell_that_is_killed(launch, tmp_path):
-    (tmp_path / "train.py").write_text(
-        "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n"
-    )
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        one = launch("--no-python", "sh", "-c", f"{sys.executable} train.py; true")
-        one.await_line("ready")
-        one.process.send_signal(number)
-        assert one.wait() == code, one.err
-
-
-def test_a_rank_that_is_stopped_is_found_and_told_of(launch, tmp_path):
-    script = TRAINING.replace(
-        "        checkpoints.step(",
-        "        if ctx.rank == 1 and progress.step == 8:\n"
-        "            os.kill(os.getpid(), 19)\n        checkpoints.step(",
-    )
-    environ = {"TRAINKIT_CHECKPOINT_DIR": str(tmp_path / "c"), "STEPS": "20"}
-    one = launch(*TWO, script=script, TRAINKIT_HANG_TIMEOUT="5", **environ)
-    assert one.wait() == 138, one.err
-    assert "rank 1: no step for" in one.err
-    assert "its process does not run" in one.err
-    assert "stacks of rank 0:" in one.err
-    assert 'script0.py", line' in one.err  # where rank 0 waits
 
 
 def test_a_child_of_a_rank_that_is_killed_is_no_success(launch):

@@ -25,6 +25,8 @@ from typing import Any
 from trainkit import config
 from trainkit.errors import RetryableError
 from trainkit.launch.entry import Entry
+from trainkit.processes.kernel import adopt_orphans
+from trainkit.processes.table import descendants, own_children, process_table
 from trainkit.waiting import Deadline
 
 __all__ = ["Ended", "Nursery", "Stray", "receive", "send"]
@@ -58,6 +60,10 @@ class Nursery:
     def __init__(self, control: socket.socket, pid: int) -> None:
         """Take over the socket to a nursery that runs; ``start`` makes one."""
         self.pid = pid
+        # Ranks die with a nursery that is killed; what they started is then this process's.
+        with contextlib.suppress(OSError):
+            adopt_orphans()
+        self._others = own_children() - {pid}
         self._control = control
         self._lock = threading.Lock()
         self._events: list[Ended | Stray] = []
@@ -219,10 +225,29 @@ class Nursery:
         try:
             message, _ = receive(self._control)
         except OSError as reason:
+            self._end_orphans()
             raise RetryableError(f"the process that starts ranks was lost ({reason})") from None
         if message is None:
+            self._end_orphans()
             raise RetryableError("the process that starts ranks was killed, and all ranks with it")
         return message
+
+    def _end_orphans(self) -> None:
+        """Kill what is left of a nursery that is gone: what ranks had started."""
+        deadline = Deadline(10.0)
+        # Its children come over here only after its socket was closed; so it is waited for first.
+        left = {self.pid}
+        while left and not deadline.passed:
+            table = process_table()
+            here = {pid for pid, one in table.items() if one.parent == os.getpid()}
+            left = here - self._others
+            for pid in [*left, *(below for one in left for below in descendants(one, table))]:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.002)
 
 
 def send(control: socket.socket, message: Mapping[str, Any], files: list[int]) -> None:
