@@ -118,7 +118,7 @@ azurite: $(VENV)/.installed-dev ## install the server that az:// is tested with,
 	fi
 	npm install --global --prefix "$(VENV)" --no-audit --no-fund --loglevel=error azurite
 
-# Hours, on two cores; make soak SOAK='$$(LAUNCH)' does a part of it. A test that fails prints
+# Hours, on two cores; make soak SOAK='$(LAUNCH)' does a part of it. A test that fails prints
 # the seed of its random moments: make soak SOAK=<test> ARGS="--seed <number>".
 LAUNCH := tests/launch/test_signals.py tests/launch/test_restarts.py tests/launch/test_user_reports.py
 SOAK ?= $(FAULTS) $(LAUNCH)

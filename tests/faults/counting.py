@@ -16,7 +16,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--soak",
         action="store_true",
-        help="ten times as many faults, or more; `make soak` gives it",
+        help="ten times as many faults and more; `make soak` gives it",
     )
     parser.addoption(
         "--seed", type=int, help="of the moments of kills; a test that fails prints its own"
