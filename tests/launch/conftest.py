@@ -150,14 +150,16 @@ def _is_dead(folder):
 
 @pytest.fixture
 def launch(tmp_path):
-    """Start ``trainkit launch`` with flags, and a script that is given as text."""
+    """Start ``trainkit launch`` with flags, and a script that is given as text, if any."""
     started = []
     numbers = itertools.count()  # several threads may start one at the same time
 
     def start(*flags, script=PLAIN, arguments=(), before=(), **environ):
-        path = tmp_path / f"script{next(numbers)}.py"
-        path.write_text(script)
-        started.append(Launched([*flags, path, *arguments], environ, tmp_path, before))
+        if script is not None:
+            path = tmp_path / f"script{next(numbers)}.py"
+            path.write_text(script)
+            flags = (*flags, path)
+        started.append(Launched([*flags, *arguments], environ, tmp_path, before))
         return started[-1]
 
     yield start

@@ -1,10 +1,10 @@
 """Real kills by the kernel, below a real memory limit: told apart from those by a person."""
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -40,25 +40,39 @@ print(report.termination_message())
 """
 
 
-@pytest.fixture
-def limited():
-    """A cgroup with a memory limit, of version 1 or 2."""
-    reason = "no cgroup of memory"
-    for parent in folders("/", "memory"):
-        folder = Path(parent) / f"report-{os.getpid()}"
-        for file in ("memory.max", "memory.limit_in_bytes"):
+@contextlib.contextmanager
+def limited_to(controller, files, limit):
+    """A cgroup of this test's own, of version 1 or 2; skips where none can be made.
+
+    Args:
+        controller: ``memory`` or ``cpu``.
+        files: names of the limit in versions 2 and 1.
+        limit: what is written there.
+    """
+    reason = f"no cgroup of {controller}"
+    for parent in folders("/", controller):
+        folder = Path(parent) / f"test-{uuid.uuid4().hex[:8]}"
+        for file in files:
             try:
                 folder.mkdir()
-                (folder / file).write_text(str(LIMIT))
+                (folder / file).write_text(str(limit))
             except OSError as error:
                 reason = error
                 with contextlib.suppress(OSError):
                     folder.rmdir()
                 continue
-            yield folder
-            remove(folder)
+            try:
+                yield folder
+            finally:
+                remove(folder)
             return
-    pytest.skip(f"no memory cgroup can be made here: {reason}")
+    pytest.skip(f"no cgroup with a limit can be made here: {reason}")
+
+
+@pytest.fixture
+def limited():
+    with limited_to("memory", ("memory.max", "memory.limit_in_bytes"), LIMIT) as folder:
+        yield folder
 
 
 def remove(folder):

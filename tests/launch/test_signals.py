@@ -126,6 +126,19 @@ def test_a_notice_for_one_rank_alone_costs_a_restart_and_no_step(train, repeat, 
     repeat(trial, ci=2, at_once=2)
 
 
+def test_ranks_that_stop_together_have_the_grace_period_for_it(launch, tmp_path):
+    """One is done sooner than the other, which flushes its logs, say."""
+    done = tmp_path / "done"
+    script = PLAIN + (
+        "import time\nmeet()\n"
+        f"if rank == 1:\n    time.sleep(2)\n    open({str(done)!r}, 'w').close()\n"
+        "sys.stdout.flush()\nos._exit(143)\n"
+    )
+    one = launch(*TWO, script=script)
+    assert one.wait() == 143, one.err
+    assert done.exists()
+
+
 @pytest.mark.parametrize(
     ("whom", "number", "code", "said"),
     [

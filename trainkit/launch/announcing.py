@@ -2,6 +2,7 @@
 
 import logging
 
+from trainkit.lifecycle.hints import small_shared_memory
 from trainkit.topology import Topology
 
 __all__ = ["log_topology"]
@@ -21,6 +22,9 @@ def log_topology(topology: Topology, *, by_all: bool = False) -> None:
         log.info("%s", topology.summary())
         for note in topology.notes:
             log.warning("%s", note)
+        small = small_shared_memory() if by_all or topology.starts_ranks else ""
+        if small:
+            log.warning("%s", small)
     for left in topology.unused:
         log.debug("%s", left)
 

@@ -167,7 +167,7 @@ class RankAgent(SimpleElasticAgent):
             raise Stopped
         if ranks.failed:
             count = worker_group.spec.local_world_size if self._remaining_restarts else 0
-            ranks.settle(successors=count, unless=PERMANENT)
+            ranks.settle(self._grace_period, successors=count, unless=PERMANENT)
             if ranks.wanted:
                 raise Stopped
             return self._failed()

@@ -28,6 +28,7 @@ _DUMP_TIME = 2.0
 """Seconds in which ranks write their stacks; one that is stopped never does."""
 _MANY_VOICES = 2000
 """Lines in which the cause is looked for where ranks elsewhere share one stream."""
+_STOPPED = (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
 _LAST_WORDS = 0.1
 """Seconds in which others tell that they failed as well, before they are ended."""
 
@@ -175,14 +176,18 @@ class LocalRanks:
         if self._forked:
             self._nursery.foresee(count)
 
-    def settle(self, successors: int = 0, unless: Collection[int] = ()) -> None:
+    def settle(
+        self, grace: float = 0.0, *, successors: int = 0, unless: Collection[int] = ()
+    ) -> None:
         """After a failure: wait for its cause if that has not shown, then kill the others.
 
         Args:
+            grace: seconds for ranks that stop together, because one of them was asked to.
             successors: how many ranks are to be started in place of these: then it is not
                 waited for what the others have to say.
             unless: exit codes after which nothing is started again.
         """
+        self._watch_until(self._somebody_failed, grace)
         self._watch_until(self._cause_is_known, _SETTLE)
         if not successors or any(end.exitcode in unless for end in self.ends):
             self._watch_until(self._all_ended, _LAST_WORDS)
@@ -264,6 +269,9 @@ class LocalRanks:
         deadline = Deadline(seconds)
         while not deadline.passed and self._running and not enough():
             self.watch(min(0.02, deadline.left))
+
+    def _somebody_failed(self) -> bool:
+        return any(end.exitcode not in _STOPPED for end in self.ends)
 
     def _cause_is_known(self) -> bool:
         codes = [end.exitcode for end in self.ends if end.exitcode]

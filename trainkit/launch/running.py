@@ -138,7 +138,7 @@ class Launch:
                     while ranks.running and not ranks.failed:
                         ranks.watch(1.0)
                     if ranks.failed and not ranks.wanted:
-                        ranks.settle()
+                        ranks.settle(self.grace_period)
                     while ranks.running:
                         ranks.watch(1.0)
                     if ranks.wanted or not ranks.failed or not left:

@@ -13,6 +13,7 @@ __all__ = [
     "hint_of_exit_code",
     "hint_of_signal",
     "hint_of_text",
+    "small_shared_memory",
 ]
 
 CRASHES = frozenset(
@@ -44,14 +45,30 @@ def _memory_numbers(killed: int) -> str:
     return ", ".join(parts) + "; raise resources.limits.memory, or use fewer loader workers"
 
 
+_RUNTIMES_DEFAULT = 64 << 20
+"""Bytes of /dev/shm that a container gets where nobody asks for more."""
+_MORE_SHARED_MEMORY = (
+    "give the pod `volumes: [{name: shm, emptyDir: {medium: Memory}}]` and the container "
+    "`volumeMounts: [{name: shm, mountPath: /dev/shm}]`"
+)
+
+
+def small_shared_memory() -> str:
+    """A warning that loaders' workers may die of too little of it; empty where there is more."""
+    found = shared_memory()
+    if found is None or found[0] > _RUNTIMES_DEFAULT:
+        return ""
+    return (
+        f"shared memory, /dev/shm, has {_size(found[0])}: too little for most loaders with "
+        f"workers, which then die of SIGBUS, and for NCCL among several GPUs. If you use them, "
+        f"{_MORE_SHARED_MEMORY}"
+    )
+
+
 def _shared_memory() -> str:
     found = shared_memory()
     size = "" if found is None else f" ({_size(found[0])}, {_size(found[1])} free now)"
-    return (
-        f"shared memory, /dev/shm{size}, is too small: give the pod "
-        "`volumes: [{name: shm, emptyDir: {medium: Memory}}]` and the container "
-        "`volumeMounts: [{name: shm, mountPath: /dev/shm}]`"
-    )
+    return f"shared memory, /dev/shm{size}, is too small: {_MORE_SHARED_MEMORY}"
 
 
 def _size(number: float) -> str:

@@ -39,6 +39,7 @@ class Context:
         self._seed = seed
         self._console = Console(enabled=self.rank == 0)
         self._quiet_from = self._quiet_until = 0
+        self._most_workers = 0
         self.managers: list[CheckpointManager] = []
         """Checkpoint managers made here; ``run`` saves with them at the end, and closes them."""
 
@@ -105,7 +106,12 @@ class Context:
                 f"{self._strategy.name!r} use ctx.shard(items)."
             )
         from trainkit.data.torch import ShardedDataLoader
+        from trainkit.data.torch.workers import warn_of_too_many
 
+        workers = getattr(loader, "num_workers", 0)
+        if workers > self._most_workers and not self._topology.local_rank:
+            self._most_workers = workers  # the loader for evaluation need not say it again
+            warn_of_too_many(workers, self._topology.local_world_size or 1)
         return ShardedDataLoader(
             loader,
             shard=self._strategy.data_shard,

@@ -127,8 +127,22 @@ class Session:
             Preempted: ``main`` was told of a notice and left for it, so it may not be done.
         """
         self._with_managers(_save_unsaved)
+        self._warn_of_no_step()
         if self._monitor is not None and self._monitor.told and self._monitor.stopped_at is None:
             raise Preempted("main returned after a notice to stop; what was unsaved is saved")
+
+    def _warn_of_no_step(self) -> None:
+        """Say so where there was something to train and nothing was: the job is green."""
+        context, monitor = self._context, self._monitor
+        if context is None or monitor is None or context.rank != 0 or not context.managers:
+            return
+        restored_or_saved = any(m.last_saved_step is not None for m in context.managers)
+        if monitor.last_step is None and not restored_or_saved:
+            log.warning(
+                "ended after 0 steps: main returned, checkpoints.step was never called, and "
+                "nothing was restored. If this was to train, it has not: is there data, and are "
+                "there the GPUs that it looks for?"
+            )
 
     def finish_stopped(self) -> None:
         """After all ranks stopped together: save with the managers that were not asked yet."""

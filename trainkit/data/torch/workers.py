@@ -1,5 +1,6 @@
 """What a loader's worker process does first."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -10,8 +11,33 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainkit.config import settings
+from trainkit.resources.cpus import cpu_limit
 
-__all__ = ["WorkerStart", "renew_filesystems"]
+__all__ = ["WorkerStart", "renew_filesystems", "warn_of_too_many"]
+
+log = logging.getLogger("trainkit")
+
+
+def warn_of_too_many(workers: int, ranks: int) -> None:
+    """Say where loaders start more processes than this container may use CPUs.
+
+    torch says so too, but of the CPUs of the host: it does not see the limit of a pod.
+
+    Args:
+        workers: of one loader.
+        ranks: of this host, each with such a loader.
+    """
+    limit, source = cpu_limit()
+    if workers * ranks > max(limit, ranks):
+        log.warning(
+            "%d loader workers for each of %d rank(s) here, and %g CPUs (%s): they take turns. "
+            "num_workers=%d fits; or raise resources.limits.cpu",
+            workers,
+            ranks,
+            limit,
+            source,
+            max(1, int(limit) // ranks),
+        )
 
 
 class WorkerStart:
