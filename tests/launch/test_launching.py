@@ -58,6 +58,15 @@ def test_the_last_words_of_a_rank_are_in_the_report(launch):
     assert "words words" in report
 
 
+def test_the_report_is_of_what_the_rank_recorded_and_not_of_its_output(launch, tmp_path):
+    script = "import os, sys, torch\nos.close(2)\nraise ValueError('first\\nsecond')\n"
+    log = tmp_path / "message"
+    one = launch(script=script, TRAINKIT_TERMINATION_LOG=str(log))
+    assert one.wait() == 70, one.err
+    assert "failed first: ValueError: first second" in one.err
+    assert "Traceback (most recent call last):" in log.read_text()
+
+
 @pytest.mark.parametrize("code", [2, 65, 66, 77, 78])
 def test_what_stays_wrong_is_not_tried_again(launch, code):
     one = launch(*TWO, "--max-restarts", 3, script=PLAIN + f"sys.exit({code} if rank else 0)")

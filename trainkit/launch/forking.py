@@ -139,6 +139,8 @@ class _Server:
             case "folder":
                 self._folders.append(message["path"])
             case "close":
+                # The launcher lives, reads there how ranks ended, and removes them itself.
+                self._folders.clear()
                 self._close(message["grace"])
                 return False
         return True

@@ -104,7 +104,15 @@ def report(error: BaseException, *, rank: int | None, error_file: str | None) ->
         if error.code is not None and not isinstance(error.code, int):
             print(redacted(str(error.code)), file=sys.stderr)
         return record.exit_code
-    who = "trainkit" if rank is None else f"trainkit: rank {rank}"
+    # First, and whatever becomes of the words: standard error may be closed, or its pipe broken.
+    if error_file and record.exit_code != 0:
+        record.write(error_file)
+    with contextlib.suppress(OSError, ValueError):
+        _show(record, error, "trainkit" if rank is None else f"trainkit: rank {rank}")
+    return record.exit_code
+
+
+def _show(record: FailureRecord, error: BaseException, who: str) -> None:
     if isinstance(error, TrainkitError):
         print(f"{who}: {record.message}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
@@ -114,6 +122,3 @@ def report(error: BaseException, *, rank: int | None, error_file: str | None) ->
         if record.hint:
             print(f"{who}: hint: {record.hint}", file=sys.stderr)
     sys.stderr.flush()
-    if error_file and record.exit_code != 0:
-        record.write(error_file)
-    return record.exit_code
