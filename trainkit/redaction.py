@@ -1,4 +1,4 @@
-"""No secret in what trainkit says: credentials in URLs, and values of variables named for one."""
+"""No secret in what trainkit says: credentials in URLs, values of variables and flags named so."""
 
 import json
 import re
@@ -9,13 +9,18 @@ from trainkit.config import environ, is_secret
 
 __all__ = ["redacted", "without_secrets"]
 
+_NAMED = r"(?:token|password|passwd|passphrase|secret|(?:api|access|secret)[-_]?key)"
+"""How names of flags, options and parameters end whose value is a secret."""
+
 _SECRETS = re.compile(
     # Nothing here may search far from each place of a long text, which may be a hostile one.
     # Before the host, of which a secret may hold slashes; and the parameters of signed URLs.
     r"(?P<userinfo>://)[^\s@'\"]{1,2048}+(?=@)"
-    r"|(?P<name>\b(?:sig|signature|[\w-]{0,64}token|x-(?:amz|goog)-(?:signature|credential)"
+    rf"|(?P<name>\b(?:sig|signature|[\w-]{{0,64}}{_NAMED}|x-(?:amz|goog)-(?:signature|credential)"
     # And those of a connection string of Azure's.
-    r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+",
+    r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+"
+    # Flags whose value is the next word, in a command line or a list of words.
+    rf"|(?P<flag>--(?:[\w-]{{0,64}}[-_])?{_NAMED}(?:['\"],)?[ ]['\"]?)(?!-)[^\s'\"]+",
     re.IGNORECASE,
 )
 
@@ -30,8 +35,10 @@ _NO_SECRETS = frozenset(
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with what looks like credentials in a URL left out."""
-    return _SECRETS.sub(lambda found: f"{found['userinfo'] or found['name']}…", text)
+    """``text`` without what looks like credentials: in URLs, and as values of flags and options."""
+    return _SECRETS.sub(
+        lambda found: f"{found['userinfo'] or found['name'] or found['flag']}…", text
+    )
 
 
 def redacted(text: str, variables: Mapping[str, str] | None = None) -> str:

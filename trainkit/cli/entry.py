@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
     except TrainkitError as error:
-        print(f"trainkit: {error}", file=sys.stderr)
+        from trainkit.redaction import redacted
+
+        print(f"trainkit: {redacted(str(error))}", file=sys.stderr)
         return int(getattr(error, "code", error.exit_code))  # a Preempted has one of its own
     except BrokenPipeError:
         _give_up_stdout()

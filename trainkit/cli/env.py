@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from trainkit.cli.entry import HelpFormatter
+from trainkit.redaction import without_secrets
 from trainkit.topology import Sight, Topology, detect
 
 TYPE_CHECKING = False  # typing itself is a tenth of what `trainkit env` imports
@@ -29,12 +30,12 @@ def main(argv: Sequence[str]) -> int:
     sight = Sight.here() if options.file is None else Sight.from_file(options.file)
     topology = detect(sight)
     if options.json:
-        print(json.dumps(_as_json(topology, explain=options.explain), indent=2))
+        print(json.dumps(_without_secrets(_as_json(topology, explain=options.explain)), indent=2))
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a C locale, or bytes that are no text
     for line in _table(topology, explain=options.explain):
-        print(line)
+        print(without_secrets(line))
     return 0
 
 
@@ -70,6 +71,15 @@ def _as_json(topology: Topology, *, explain: bool) -> dict[str, Any]:
         values["notes"] = list(topology.notes)
         values["unused"] = list(topology.unused)
     return values
+
+
+def _without_secrets(value: Any) -> Any:
+    """``value`` as it may be shown: an address may be a URL with a password in it."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {name: _without_secrets(one) for name, one in value.items()}
+    return [_without_secrets(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _table(topology: Topology, *, explain: bool) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import logging
 
 from trainkit.lifecycle.hints import small_shared_memory
+from trainkit.redaction import without_secrets
 from trainkit.topology import Topology
 
 __all__ = ["log_topology"]
@@ -19,9 +20,9 @@ def log_topology(topology: Topology, *, by_all: bool = False) -> None:
     """
     _log_to_stderr()
     if by_all or topology.rank in (0, None) or topology.starts_ranks:
-        log.info("%s", topology.summary())
+        log.info("%s", without_secrets(topology.summary()))
         for note in topology.notes:
-            log.warning("%s", note)
+            log.warning("%s", without_secrets(note))
         small = small_shared_memory() if by_all or topology.starts_ranks else ""
         if small:
             log.warning("%s", small)

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from trainkit.errors import DeadlineError
+from trainkit.errors import DeadlineError, UsageError
 from trainkit.launch.local_ranks import LocalRanks, RankSpec
 from trainkit.launch.plan import RankPlan
 from trainkit.launch.rendezvous import FreshStores, StaticRendezvous
@@ -52,6 +52,10 @@ def rendezvous_of(plan: RankPlan, timeout: float, local_addr: str | None = None)
         plan: what is to be started.
         timeout: seconds to wait for the other nodes.
         local_addr: under which others reach this node.
+
+    Raises:
+        UsageError: the backend cannot use the endpoint or the options.
+        DeadlineError: what serves the rendezvous cannot be reached.
     """
     if plan.backend == "static":
         host, _, port = plan.endpoint.rpartition(":")
@@ -68,16 +72,23 @@ def rendezvous_of(plan: RankPlan, timeout: float, local_addr: str | None = None)
     # Each backend has a name of its own for the same thing.
     names = ("timeout", "join_timeout", "read_timeout")
     options: dict[str, Any] = {**dict.fromkeys(names, max(1, int(timeout))), **plan.options}
-    parameters = RendezvousParameters(
-        backend=plan.backend,
-        endpoint=plan.endpoint,
-        run_id=plan.run_id,
-        min_nodes=plan.min_nodes,
-        max_nodes=plan.max_nodes,
-        local_addr=local_addr,
-        **options,
-    )
-    return FreshStores(lambda: get_rendezvous_handler(parameters), timeout, None)
+    try:
+        parameters = RendezvousParameters(
+            backend=plan.backend,
+            endpoint=plan.endpoint,
+            run_id=plan.run_id,
+            min_nodes=plan.min_nodes,
+            max_nodes=plan.max_nodes,
+            local_addr=local_addr,
+            **options,
+        )
+        with rendezvous_errors(plan, timeout):
+            return FreshStores(lambda: get_rendezvous_handler(parameters), timeout, None)
+    except (TypeError, ValueError) as reason:
+        raise UsageError(
+            f"the nodes cannot meet at {plan.endpoint!r} by {plan.backend!r}: {reason} Correct "
+            f"--rdzv-endpoint, --rdzv-backend or --rdzv-conf (PET_RDZV_ENDPOINT …)."
+        ) from None
 
 
 @contextlib.contextmanager
