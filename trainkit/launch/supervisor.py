@@ -76,10 +76,16 @@ class Supervisor:
         )
 
     def __enter__(self) -> "Supervisor":
-        for number in (*_SIGNALS, *self._notices):
-            if isinstance(signal.getsignal(number), _Leave):
-                signal.signal(number, signal.SIG_DFL)
+        early = [
+            number
+            for number in (*_SIGNALS, *self._notices)
+            if isinstance(signal.getsignal(number), _Leave)
+        ]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, early)
+        for number in early:
+            signal.signal(number, signal.SIG_DFL)  # the listener calls what was there before it
         self._listener.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self
 
     def __exit__(
