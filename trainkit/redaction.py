@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import quote
 
 from trainkit.config import environ, is_secret
 
@@ -62,6 +61,8 @@ def redacted(text: str, variables: Mapping[str, str] | None = None) -> str:
 
 def _forms(value: str) -> Iterator[str]:
     """How a secret may be written: as it is, by its lines, and escaped."""
+    from urllib.parse import quote  # late: `trainkit env` starts without it
+
     value = value.strip()
     parts = {value, *(line.strip() for line in value.splitlines())}
     for part in parts:
