@@ -212,7 +212,7 @@ class FailureReport:
     def _details(self) -> str:
         """The traceback, or without one what it printed last."""
         end = self._ends[0]
-        if end.exit_code == 0:
+        if end.exit_code == 0 or (end.record is not None and end.record.own):
             return ""
         if end.record is not None and end.record.traceback:
             return _shown(end.record.traceback).strip("\n")

@@ -39,6 +39,8 @@ class FailureRecord:
     exit_code: int
     peer_lost: bool = False
     """The error says that another rank, or the way to it, is gone: the cause is elsewhere."""
+    own: bool = False
+    """An error of trainkit: its message says all, and its traceback nothing to a user."""
 
     @classmethod
     def of(cls, error: BaseException, rank: int | None) -> "FailureRecord":
@@ -53,6 +55,7 @@ class FailureRecord:
             hint=hint_for(error),
             exit_code=exit_code_of(error),
             peer_lost=is_peer_loss(error),
+            own=isinstance(error, TrainkitError),
         )
 
     def write(self, path: str) -> None:
@@ -90,6 +93,7 @@ class FailureRecord:
             and isinstance(self.time, int | float)
             and math.isfinite(self.time)
             and isinstance(self.peer_lost, bool)
+            and isinstance(self.own, bool)
         )
 
 
