@@ -295,7 +295,6 @@ def test_as_the_first_process_of_a_container(launch, repeat, tmp_path, first_pro
     repeat(trial, ci=1)
 
 
-@pytest.mark.xfail(reason="cli/launch.py does not call end_when_asked yet", strict=True)
 @requires_root()
 def test_as_the_first_process_while_torch_is_imported(launch, repeat, first_process):
     def trial(_):
