@@ -1,12 +1,13 @@
 """``trainkit launch`` from the command line to the exit code, with real ranks."""
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.launch.conftest import PLAIN, TRAINING
+from tests.launch.conftest import PLAIN
 from trainkit.waiting import Deadline, wait_until
 
 TWO = ("--nproc-per-node", 2)

@@ -69,7 +69,6 @@ def test_trainkit_env(flags):
     assert "planted" not in one.stdout + one.stderr
 
 
-@pytest.mark.xfail(reason="cli/launch.py shows lines as they are", strict=True)
 @pytest.mark.parametrize("first", [["train.py"], ["--no-python", "curl"]])
 def test_a_dry_run(tmp_path, first):
     (tmp_path / "train.py").write_text("import torch")

@@ -10,6 +10,7 @@ from trainkit.launch.announcing import log_topology
 from trainkit.launch.options import parse
 from trainkit.launch.pod import PodJob
 from trainkit.launch.supervisor import end_by_signals
+from trainkit.redaction import redacted
 from trainkit.topology import detect
 
 __all__ = ["main"]
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     job = PodJob.of(detect(), options, environ)
     if options.dry_run:
         for line in job.describe():
-            print(line)
+            print(redacted(line))
         return 0
     end_by_signals(settings.preemption_signals)
     log_topology(job.topology, by_all=True)

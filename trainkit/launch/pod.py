@@ -16,7 +16,6 @@ from trainkit.launch.entry import Entry, names_torch
 from trainkit.launch.options import LaunchOptions
 from trainkit.launch.plan import ProgramPlan, RankPlan, plan_pod
 from trainkit.launch.static import is_led_by_tracker, plan_static
-from trainkit.redaction import redacted
 from trainkit.resources.gpus import visible_gpu_count
 from trainkit.topology import Topology
 
@@ -76,13 +75,13 @@ class PodJob:
 
     def describe(self) -> Iterator[str]:
         """What would be run, and with which variables, line by line."""
-        plan, command = self.plan, redacted(shlex.join(self.plan.command))
+        plan, command = self.plan, shlex.join(self.plan.command)
         yield self.topology.summary()
         if isinstance(plan, ProgramPlan):
             number = "one process" if len(plan.environs) == 1 else f"{len(plan.environs)} processes"
             yield f"runs {number} ({plan.why}): {command}"
             for environ in plan.environs:
-                yield from (f"{name}={redacted(value)}" for name, value in environ.items())
+                yield from (f"{name}={value}" for name, value in environ.items())
             for path, text in self.mpirun.files.items() if self.mpirun is not None else ():
                 yield f"writes {path}:"
                 yield from (f"  {line}" for line in text.splitlines())
