@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from trainkit.errors import InputMissingError, UsageError
-from trainkit.launch.options import parse
+from trainkit.launch.flags import parse_flags
+from trainkit.launch.options import read_options
 from trainkit.launch.output import Streams
 
 
@@ -17,7 +18,7 @@ def script(tmp_path):
 
 
 def read(*argv, **environ):
-    return parse([*map(str, argv)], environ, argparse.ArgumentParser())
+    return read_options(parse_flags([*map(str, argv)], argparse.ArgumentParser()), environ)
 
 
 PLACES = {

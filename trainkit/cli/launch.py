@@ -1,57 +1,24 @@
 """``trainkit launch``: the one command for every kind of job."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 
-from trainkit import config
 from trainkit.cli.entry import HelpFormatter
-from trainkit.launch.announcing import log_topology
-from trainkit.launch.options import parse
-from trainkit.launch.pod import PodJob
-from trainkit.launch.supervisor import end_by_signals
-from trainkit.redaction import redacted
-from trainkit.topology import detect
+from trainkit.launch.flags import parse_flags
 
 __all__ = ["main"]
 
-log = logging.getLogger("trainkit")
-
 
 def main(argv: Sequence[str]) -> int:
-    """Find out what this pod is for, wait for what that needs, and run it to its end.
+    """Run what this pod is for, and return the exit code.
 
     Raises:
         TrainkitError: with the exit code of this process.
     """
-    environ = dict(config.environ())
-    options = parse(argv, environ, _parser())
-    config.set_environ(options.pet)
-    if options.grace_period is not None:
-        config.set_environ({"TRAINKIT_GRACE_PERIOD": f"{options.grace_period:g}"})
-        environ["TRAINKIT_GRACE_PERIOD"] = f"{options.grace_period:g}"
-    settings = config.settings()
-    job = PodJob.of(detect(), options, environ)
-    if options.dry_run:
-        for line in job.describe():
-            print(redacted(line))
-        return 0
-    end_by_signals(settings.preemption_signals)
-    log_topology(job.topology, by_all=True)
-    code: int | None = None
-    try:
-        code = job.run(environ, settings)
-    finally:
-        if settings.quit_sidecar == "always" or (code == 0 and settings.quit_sidecar == "done"):
-            _quit_sidecar()
-    return code
+    given = parse_flags(argv, _parser())
+    from trainkit.launch.command import launch  # late: --help needs nothing of it
 
-
-def _quit_sidecar() -> None:
-    from trainkit.resources.istio import quit_sidecar
-
-    if quit_sidecar():
-        log.info("told Istio's sidecar to end, so that the pod can complete")
+    return launch(given)
 
 
 def _parser() -> argparse.ArgumentParser:

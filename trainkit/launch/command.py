@@ -1,0 +1,59 @@
+"""A launch from its flags to the exit code."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from trainkit import config
+from trainkit.launch.announcing import log_topology
+from trainkit.launch.options import read_options
+from trainkit.launch.pod import PodJob
+from trainkit.launch.supervisor import end_by_signals
+from trainkit.redaction import redacted
+from trainkit.topology import detect
+
+__all__ = ["launch"]
+
+log = logging.getLogger("trainkit")
+
+
+def launch(given: Mapping[str, Any]) -> int:
+    """Find out what this pod is for, wait for what that needs, and run it to its end.
+
+    Args:
+        given: as ``parse_flags`` returns them.
+
+    Returns:
+        The exit code of this process.
+
+    Raises:
+        TrainkitError: with the exit code of this process.
+    """
+    environ = dict(config.environ())
+    options = read_options(given, environ)
+    config.set_environ(options.pet)
+    if options.grace_period is not None:
+        config.set_environ({"TRAINKIT_GRACE_PERIOD": f"{options.grace_period:g}"})
+        environ["TRAINKIT_GRACE_PERIOD"] = f"{options.grace_period:g}"
+    settings = config.settings()
+    job = PodJob.of(detect(), options, environ)
+    if options.dry_run:
+        for line in job.describe():
+            print(redacted(line))
+        return 0
+    end_by_signals(settings.preemption_signals)
+    log_topology(job.topology, by_all=True)
+    code: int | None = None
+    try:
+        code = job.run(environ, settings)
+    finally:
+        if settings.quit_sidecar == "always" or (code == 0 and settings.quit_sidecar == "done"):
+            _quit_sidecar()
+    return code
+
+
+def _quit_sidecar() -> None:
+    from trainkit.resources.istio import quit_sidecar
+
+    if quit_sidecar():
+        log.info("told Istio's sidecar to end, so that the pod can complete")
