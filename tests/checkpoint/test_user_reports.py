@@ -490,7 +490,7 @@ def saving_rank(folder):
 def test_two_ranks_on_a_node_do_not_take_each_others_files_away(ranks, tmp_path):
     """B055: kubeflow/training-operator, elastic/imagenet.py @078ec30.
 
-    That script unchanged under ``trainkit launch`` belongs to that command.
+    A script of that shape under ``trainkit launch``: tests/launch/test_user_reports.py.
     """
     first, second = (result.value for result in ranks(saving_rank, str(tmp_path)))
     assert first[0] == second[0] == [19, 20]

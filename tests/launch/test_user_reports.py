@@ -207,3 +207,33 @@ def test_b084_ranks_share_the_cpus_of_an_affinity(launch):
     assert one.wait() == 0, one.err
     assert one.out.count("threads 1 1\n") == 2
     assert "1 CPUs (CPU affinity)" in one.err
+
+
+TAKES_AWAY = """
+import os, sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+final = os.path.join(sys.argv[1], "checkpoint.pth.tar")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+
+def save_checkpoint():
+    temporary = final + ".tmp"  # the same for both ranks
+    torch.save(model.state_dict(), temporary)
+    dist.barrier()
+    if dist.get_rank() == 1:
+        while not os.path.exists(final):
+            pass
+    os.rename(temporary, final)
+
+save_checkpoint()
+model(torch.ones(1, 2)).sum().backward()
+"""
+
+
+def test_b055_ranks_that_take_each_others_files_away(launch, tmp_path):
+    """A script of that shape, without trainkit: the cause is shown, not the one that waited."""
+    one = launch(*TWO, script=TAKES_AWAY, arguments=[tmp_path])
+    assert one.wait() == 70, one.err
+    report = one.err.partition("rank 1 (worker-0 r1) on ")[2]
+    assert "failed first: FileNotFoundError" in report
+    assert "checkpoint.pth.tar.tmp" in report
+    assert "in save_checkpoint" in report
