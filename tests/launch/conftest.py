@@ -110,7 +110,7 @@ class Launched:
     def left(self):
         """Processes with this launcher's mark that live: it, and all that it has started."""
         return [
-            (int(path.parent.name), (path.parent / "cmdline").read_bytes().replace(b"\0", b" "))
+            (int(path.parent.name), _read(path.parent / "cmdline").replace(b"\0", b" "))
             for path in Path("/proc").glob("[0-9]*/environ")
             if f"MARK={self.mark}".encode() in _read(path) and not _is_dead(path.parent)
         ]
