@@ -121,10 +121,11 @@ class Launched:
         return min(children, key=lambda one: one.started, default=None)
 
     def ranks(self):
-        """Processes that were started as ranks and live, the oldest first."""
+        """Processes that are ranks and live, the oldest first; spare forks are none yet."""
         nursery = self.nursery()
         living = () if nursery is None else process_table().values()
-        found = [one for one in living if one.parent == nursery.pid and not one.zombie]
+        own = [one for one in living if one.parent == nursery.pid and not one.zombie]
+        found = [one for one in own if one.session == one.pid]  # what a fork makes itself first
         return sorted(found, key=lambda one: (one.started, one.pid))
 
     def kill(self):

@@ -52,7 +52,7 @@ def kill_one(one, rng, number, latest=1.0):
 def test_a_rank_that_is_killed_at_any_moment_comes_back(
     launch, rounds, seed, tally, tmp_path, preload
 ):
-    """Also before it has a group of its own, while it starts, or is about to meet the other."""
+    """Also while it starts, or is about to meet the other."""
     count = rounds(20, 100) if preload == "--preload" else rounds(3, 20)
     rng = random.Random(seed)
     over = tmp_path / "over"
