@@ -235,10 +235,14 @@ def test_what_is_waited_for_comes_before_the_first_rank(launch, tmp_path):
 
 def test_what_does_not_come_is_named_and_may_be_tried_again(launch, tmp_path):
     environ = {"TRAINKIT_TIMEOUT": "0.2", "TRAINKIT_WAIT_FOR": str(tmp_path / "none")}
-    one = launch(script="print('here')", **environ)
+    message = tmp_path / "termination"
+    one = launch(script="print('here')", TRAINKIT_TERMINATION_LOG=str(message), **environ)
     assert one.wait() == 138
     assert f"the path {tmp_path / 'none'}" in one.err
     assert one.out == ""
+    sentence, values = message.read_text().splitlines()
+    assert str(tmp_path / "none") in sentence
+    assert json.loads(values)["exit_code"] == 138
 
 
 @pytest.mark.parametrize("moment", ["local worker", "waiting for the path"])

@@ -1,14 +1,18 @@
 """A launch from its flags to the exit code."""
 
+import json
 import logging
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 from trainkit import config
+from trainkit.errors import ExitCode, TrainkitError
 from trainkit.launch.announcing import log_topology
 from trainkit.launch.options import read_options
 from trainkit.launch.pod import PodJob
 from trainkit.launch.supervisor import end_by_signals
+from trainkit.launch.termination import cut, write_termination_message
 from trainkit.redaction import redacted
 from trainkit.topology import detect
 
@@ -29,6 +33,32 @@ def launch(given: Mapping[str, Any]) -> int:
     Raises:
         TrainkitError: with the exit code of this process.
     """
+    try:
+        return _launch(given)
+    except TrainkitError as error:
+        code = int(getattr(error, "code", error.exit_code))
+        if code not in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+            path = config.environ().get("TRAINKIT_TERMINATION_LOG")
+            write_termination_message(_in_short(error, code), path or None)
+        raise
+
+
+def _in_short(error: TrainkitError, code: int) -> str:
+    """As the report of ranks that failed: a sentence, and a line of JSON."""
+    text = " ".join(redacted(str(error)).split())
+    values = {
+        "exit_code": code,
+        "rank": None,
+        "host": socket.gethostname(),
+        "error": type(error).__name__,
+        "message": cut(text, 500),
+        "hint": "",
+        "restarts": 0,
+    }
+    return f"{cut(text, 1500)}\n{json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n"
+
+
+def _launch(given: Mapping[str, Any]) -> int:
     environ = dict(config.environ())
     options = read_options(given, environ)
     config.set_environ(options.pet)
