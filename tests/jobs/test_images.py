@@ -60,7 +60,8 @@ def test_the_last_stage_runs_as_a_number_that_is_not_root(file: Path):
 @every_dockerfile
 def test_it_starts_and_stops_in_exec_form(file: Path):
     lines = instructions(file)
-    assert 'ENTRYPOINT ["tini", "--"]' in lines, "tini -g would send ranks a second SIGTERM"
+    entry = 'ENTRYPOINT ["tini", "--", "trainkit", "launch"]'
+    assert entry in lines, "tini -g would send ranks a second SIGTERM"
     assert "STOPSIGNAL SIGTERM" in lines
     assert not [line for line in lines if re.match(r"(CMD|ENTRYPOINT) [^\[]", line)]
 

@@ -1,7 +1,7 @@
 """What the job YAML promises, beyond being valid: one image, one grace period, codes that match."""
 
+import argparse
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import yaml
 
 import trainkit
 from trainkit.errors import ExitCode
+from trainkit.launch.flags import parse_flags
+from trainkit.launch.options import read_options
 
 ROOT = Path(__file__).parents[2]
 IMAGE = f"ghcr.io/trainkit/torch:{trainkit.__version__}"
@@ -84,11 +86,13 @@ def test_one_image_of_this_version(pod: Pod):
 
 
 @every_pod
-def test_the_command_starts_a_recipe_plainly(pod: Pod):
-    python, flag, module = pod.command
-    assert (python, flag) == ("python", "-m")
-    assert find_spec("trainkit.recipes") is not None
-    assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+def test_the_command_launches_a_recipe_and_restarts_it_in_place(pod: Pod):
+    program, command, *flags = pod.command
+    assert (program, command) == ("trainkit", "launch")
+    options = read_options(parse_flags(flags, argparse.ArgumentParser()), {})
+    assert options.max_restarts == 3
+    assert options.entry.kind == "module"
+    assert (ROOT / f"{options.entry.target.replace('.', '/')}.py").is_file()
 
 
 @every_pod

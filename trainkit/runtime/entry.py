@@ -129,7 +129,7 @@ def init(
         raise EnvironmentFaultError(
             f"this process stands for {topology.procs_to_launch} ranks that are still to be "
             f"started ({topology.summary()}). Put the training into a function and use "
-            f"trainkit.run(main), or start the script with torchrun."
+            f"trainkit.run(main), or start the script with `trainkit launch` or torchrun."
         )
     _require_rank_or_server(topology, "trainkit.init")
     chosen = choose_strategy(strategy, topology, precision=precision)
@@ -195,17 +195,17 @@ def _require_rank_or_server(topology: Topology, caller: str) -> None:
         hosts = ", ".join(host for host, _ in topology.hosts or [])
         raise EnvironmentFaultError(
             f"{caller} was called in an MPI launcher pod, which is no rank: its ranks run on "
-            f"{hosts or 'the hosts of its hostfile'}. Start the script with mpirun: "
-            f"`mpirun -n {topology.world_size} python train.py`."
+            f"{hosts or 'the hosts of its hostfile'}. Make `trainkit launch train.py` the pod's "
+            f"command, which starts mpirun."
         )
     if topology.awaits_mpirun:
         raise EnvironmentFaultError(
             f"{caller} was called in an MPI worker pod, outside of mpirun. The launcher pod "
-            f"starts the ranks here; this pod's own command is to be sshd."
+            f"starts the ranks here; this pod's own command is to be sshd, or `trainkit launch`."
         )
     if topology.rank is None and topology.role not in (Role.PS, Role.EVALUATOR):
         raise EnvironmentFaultError(
-            f"this process has no rank yet ({topology.summary()}). Start it with torchrun."
+            f"this process has no rank yet ({topology.summary()}). Start it with `trainkit launch`."
         )
 
 
