@@ -2,7 +2,7 @@
 
     python -m trainkit.launch.sshd --host-key PATH -- /usr/sbin/sshd -D -e …
 
-makes a host key where there is none and becomes that sshd.
+makes a host key where there is none, runs that sshd, and tells the pod's ranks when it is to end.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainkit import config
 from trainkit.errors import EnvironmentFaultError, NoPermissionError, TrainkitError
+from trainkit.launch.mpi.drain import stay_with
 from trainkit.launch.plan import ProgramPlan
 from trainkit.launch.users import ssh_folders, user_home
 
@@ -81,7 +82,7 @@ def plan_sshd(environ: Mapping[str, str]) -> ProgramPlan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make what sshd needs and become it; returns only where that fails."""
+    """Make what sshd needs, and stay with it to its end."""
     parser = argparse.ArgumentParser(prog="python -m trainkit.launch.sshd")
     parser.add_argument("--host-key", required=True, help="made where it is not there")
     parser.add_argument("command", nargs="+", help="sshd and its arguments, after --")
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _make_host_key(Path(options.host_key))
         if os.geteuid() == 0:
             _SEPARATION.mkdir(mode=0o755, parents=True, exist_ok=True)
-        os.execv(options.command[0], options.command)  # noqa: S606
+        return stay_with(options.command)
     except TrainkitError as error:
         print(f"trainkit: {error}", file=sys.stderr, flush=True)
         return int(error.exit_code)

@@ -16,6 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trap", action="store_true", help="an mpirun that reads no hostfile")
     parser.add_argument("--stop-when", default="", help="end it when all ranks are in this folder")
+    parser.add_argument("--drain", help="end worker 1 in its place: asked, or lost")
     parser.add_argument("--works", action="store_true", help="the launcher is a worker too")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="after: trainkit launch")
     options, flags = parser.parse_known_args()
@@ -35,7 +36,13 @@ def main() -> int:
             what="all ranks to train",
             deadline=Deadline(60),
         )
-        process.send_signal(signal.SIGTERM)
+        if options.drain:
+            worker = f"{os.uname().nodename.removesuffix('-launcher')}-worker-1"
+            # as the kubelet does: to the first process of the pod, which is trainkit launch
+            number = signal.SIGKILL if options.drain == "lost" else signal.SIGTERM
+            os.kill(int(Path(f"/etc/mpi/{worker}.pid").read_text()), number)
+        else:
+            process.send_signal(signal.SIGTERM)
     code = process.wait()
     # the pods share a process namespace, so that ranks of all hosts would be seen
     wait_until(lambda: not _ranks(), what="ranks to end", deadline=Deadline(10))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.launch.mpi import pods
 from tests.launch.mpi.training import SECRET
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 
 HERE = Path(__file__).parent
 TRAINING = str(HERE / "training.py")
@@ -155,6 +157,31 @@ def test_a_notice_to_the_launcher_reaches_all_ranks(run_job, tmp_path):
     job = run_job("stop", "--stop-when", str(tmp_path / "ranks"))
     assert job.code == 143, job.output
     assert len(job.seen()) == 4
+
+
+@pytest.mark.parametrize("flags", [(), ("--drain", "asked")], ids=["launcher", "worker"])
+def test_a_notice_to_a_pod_has_the_whole_job_save(run_job, tmp_path, flags):
+    pytest.importorskip("torch")
+    started, url = tmp_path / "started", tmp_path / "checkpoints"
+    started.mkdir()
+    environ = {"STARTED": str(started), "TRAINKIT_CHECKPOINT_DIR": str(url)}
+    job = run_job("saves", *flags, "--stop-when", str(started), environ=environ)
+    assert job.code == 143, job.output
+    found = re.findall(r"rank (\d): stopped after step (\d+) as asked; it is saved", job.output)
+    assert {rank for rank, _ in found} == {"0", "1", "2", "3"}, job.output
+    (step,) = {int(step) for _, step in found}
+    checkpoints = CheckpointManager(url, {}, options=CheckpointOptions(read_only=True))
+    assert checkpoints.latest_step() == step
+    checkpoints.close()
+
+
+def test_a_worker_that_is_lost_is_no_success(run_job, tmp_path):
+    pytest.importorskip("torch")
+    started, url = tmp_path / "started", tmp_path / "checkpoints"
+    started.mkdir()
+    environ = {"STARTED": str(started), "TRAINKIT_CHECKPOINT_DIR": str(url)}
+    job = run_job("saves", "--drain", "lost", "--stop-when", str(started), environ=environ)
+    assert job.code >= 128, job.output
 
 
 def test_a_host_without_sshd_is_named(run_job):

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import trainkit
 from trainkit import detect
 
 SECRET = "open" + "sesame"
@@ -17,10 +18,8 @@ def main(mode: str, folder: str) -> int:
     (Path(folder) / f"rank-{topology.rank}").write_text(json.dumps(_seen(topology)))
     if mode == "report":
         return 0
-    if mode == "ddp":
-        import trainkit
-
-        trainkit.run(ddp, strategy="ddp")
+    if mode in ("ddp", "saves"):
+        trainkit.run({"ddp": ddp, "saves": saves}[mode], strategy="ddp")
     if mode in ("raise", "lost", "killed") and topology.rank == 1:
         if mode == "raise":
             return 70
@@ -34,6 +33,22 @@ def main(mode: str, folder: str) -> int:
     while time.monotonic() < deadline and not heard:
         time.sleep(0.02)  # a collective that never ends
     return 143 if heard else 99
+
+
+def saves(ctx) -> None:
+    """Train until told to stop; another pod's file says so to the test."""
+    import torch
+
+    model, progress = ctx.setup(torch.nn.Linear(4, 1)), trainkit.Progress()
+    checkpoints = ctx.checkpoints(model=model, progress=progress)
+    began = checkpoints.restore_latest()
+    while progress.step < 100_000:
+        model(torch.randn(2, 4)).sum().backward()
+        progress.step += 1
+        if progress.step == (began or 0) + 3:
+            Path(os.environ["STARTED"], f"{ctx.rank}").touch()
+        time.sleep(0.01)
+        checkpoints.step(progress.step)
 
 
 def ddp(ctx) -> None:
