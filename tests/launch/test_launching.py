@@ -1,6 +1,7 @@
 """``trainkit launch`` from the command line to the exit code, with real ranks."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from tests.launch.conftest import PLAIN
+from trainkit.testing import requires_module
 from trainkit.waiting import Deadline, wait_until
 
 TWO = ("--nproc-per-node", 2)
@@ -253,3 +255,49 @@ def test_a_notice_ends_the_start_and_the_wait(launch, tmp_path, moment):
     assert one.wait() == 143, one.err
     assert "Traceback" not in one.err
     assert one.out == ""
+
+
+CHILD_IS_KILLED = """
+import os, signal, subprocess, sys
+if not os.path.exists("again"):
+    open("again", "w").close()
+    shell = "sleep 60 >/dev/null 2>&1 & echo $!"
+    child = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, text=True).stdout
+    os.kill(int(child), signal.SIGKILL)
+    os._exit(71)
+"""
+
+
+@requires_module("torch")
+def test_a_child_that_was_killed_before_a_restart_is_no_failure_after_it(launch):
+    one = launch("--preload", "--max-restarts", 1, script=CHILD_IS_KILLED)
+    assert one.wait() == 0, one.err
+    assert "starting again in place" in one.err
+
+
+@pytest.mark.parametrize("name", ["--preload", "by its import"])
+def test_torch_that_does_not_work_is_one_message(launch, tmp_path, name):
+    broken = tmp_path / "broken"
+    (broken / "torch").mkdir(parents=True)
+    (broken / "torch" / "__init__.py").write_text("raise ImportError('libcuda.so.1: gone')")
+    flags = ["--preload"] if name == "--preload" else []
+    script = "pass" if flags else "import torch"
+    path = os.pathsep.join(filter(None, (str(broken), os.environ.get("PYTHONPATH"))))
+    one = launch(*flags, script=script, PYTHONPATH=path)
+    assert one.wait() == 78, one.err
+    assert "torch cannot be imported (libcuda.so.1: gone)" in one.err
+    assert "Traceback" not in one.err
+
+
+def test_a_notice_that_is_no_usual_signal_does_not_end_the_nursery(launch):
+    script = "import os, time\nprint('here', os.getppid(), flush=True)\ntime.sleep(2)\n"
+    one = launch("--preload", script=script, TRAINKIT_PREEMPTION_SIGNALS="SIGTERM,SIGUSR2")
+    one.await_line("here")
+    os.kill(int(one.out.split()[1]), signal.SIGUSR2)
+    assert one.wait() == 0, one.err
+
+
+def test_a_thing_that_cannot_be_waited_for_is_told_at_once(launch):
+    one = launch("--wait-for", "/none", "--wait-for", "a..b:80", script="pass")
+    assert one.wait() == 2
+    assert "--wait-for 'a..b:80': expected" in one.err

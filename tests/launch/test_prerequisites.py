@@ -11,6 +11,7 @@ from trainkit.launch.prerequisites import (
     await_folder,
     await_name,
     await_port,
+    check_things,
 )
 from trainkit.waiting import Deadline
 
@@ -82,7 +83,8 @@ def test_things_of_all_kinds_are_waited_for(tmp_path):
         making.start()
         port = server.getsockname()[1]
         things = [str(folder), str(file), f"127.0.0.1:{port}", "localhost", "mount:/proc"]
-        await_all(things, timeout=30)
+        check_things(things)
+        await_all(things, deadline=Deadline(30))
         making.join()
 
 
@@ -97,10 +99,12 @@ def test_things_of_all_kinds_are_waited_for(tmp_path):
 )
 def test_what_does_not_come_is_named(tmp_path, thing, said):
     with pytest.raises(DeadlineError, match=said.format(tmp_path)):
-        await_all([thing.format(tmp_path)], timeout=0.1)
+        await_all([thing.format(tmp_path)], deadline=Deadline(0.1))
 
 
-@pytest.mark.parametrize("thing", ["host:port", "a b", "s3://bucket", ""])
+@pytest.mark.parametrize(
+    "thing", ["host:port", "a b", "s3://bucket", "", "a..b:80", "x" * 64, ":80"]
+)
 def test_what_is_no_thing_to_wait_for_is_an_error_at_once(thing):
     with pytest.raises(UsageError, match="expected /path, mount:/path, host:port or host"):
-        await_all([thing], timeout=30)
+        check_things([thing])

@@ -36,7 +36,7 @@ def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None
         try:
             with socket.create_connection((host, port), timeout=min(5.0, deadline.left + 0.1)):
                 return True
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):  # the latter where it can be no name at all
             last = f"the name {host} is not known to DNS"
         except OSError as reason:
             last = reason.strerror or str(reason)
@@ -97,7 +97,7 @@ def interface_towards(host: str, port: int) -> tuple[str, str] | None:
         with socket.socket(family, kind, proto) as probe:
             probe.connect((*address[:1], address[1] or 9, *address[2:]))
             local = str(probe.getsockname()[0])
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     if ipaddress.ip_address(local).is_loopback:
         return None

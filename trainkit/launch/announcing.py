@@ -6,7 +6,7 @@ from trainkit.lifecycle.hints import small_shared_memory
 from trainkit.redaction import without_secrets
 from trainkit.topology import Topology
 
-__all__ = ["log_topology"]
+__all__ = ["log_to_stderr", "log_topology"]
 
 log = logging.getLogger("trainkit")
 
@@ -18,7 +18,7 @@ def log_topology(topology: Topology, *, by_all: bool = False) -> None:
         topology: of this process.
         by_all: also where another rank says it already; each launcher speaks for its pod.
     """
-    _log_to_stderr()
+    log_to_stderr()
     if by_all or topology.rank in (0, None) or topology.starts_ranks:
         log.info("%s", without_secrets(topology.summary()))
         for note in topology.notes:
@@ -30,7 +30,7 @@ def log_topology(topology: Topology, *, by_all: bool = False) -> None:
         log.debug("%s", left)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Show our own log lines where the program has not set up logging itself."""
     if logging.getLogger().handlers or log.handlers:
         return

@@ -1,5 +1,6 @@
 """A launch from its flags to the exit code."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -7,18 +8,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainkit import config
-from trainkit.errors import ExitCode, TrainkitError
-from trainkit.launch.announcing import log_topology
+from trainkit.errors import DeadlineError, ExitCode, TrainkitError
+from trainkit.launch.announcing import log_to_stderr, log_topology
 from trainkit.launch.options import read_options
 from trainkit.launch.pod import PodJob
+from trainkit.launch.prerequisites import await_file
 from trainkit.launch.supervisor import end_by_signals
 from trainkit.launch.termination import cut, write_termination_message
 from trainkit.redaction import redacted
 from trainkit.topology import detect
+from trainkit.topology.environments.mpijob import awaited_hostfile
+from trainkit.waiting import Deadline
 
 __all__ = ["launch"]
 
 log = logging.getLogger("trainkit")
+
+_HOSTFILE = 60.0
+"""Seconds for a hostfile to be mounted: a ConfigMap mostly is before the container begins."""
 
 
 def launch(given: Mapping[str, Any]) -> int:
@@ -66,12 +73,13 @@ def _launch(given: Mapping[str, Any]) -> int:
         config.set_environ({"TRAINKIT_GRACE_PERIOD": f"{options.grace_period:g}"})
         environ["TRAINKIT_GRACE_PERIOD"] = f"{options.grace_period:g}"
     settings = config.settings()
+    end_by_signals(settings.preemption_signals)
+    _await_hostfile(environ, settings.timeout)
     job = PodJob.of(detect(), options, environ)
     if options.dry_run:
         for line in job.describe():
             print(redacted(line))
         return 0
-    end_by_signals(settings.preemption_signals)
     log_topology(job.topology, by_all=True)
     code: int | None = None
     try:
@@ -80,6 +88,17 @@ def _launch(given: Mapping[str, Any]) -> int:
         if settings.quit_sidecar == "always" or (code == 0 and settings.quit_sidecar == "done"):
             _quit_sidecar()
     return code
+
+
+def _await_hostfile(environ: Mapping[str, str], timeout: float) -> None:
+    """Without an MPI launcher's hostfile nobody knows its hosts; if it does not come, ``detect``
+    says what to do."""
+    path = awaited_hostfile(environ)
+    if path is not None:
+        log_to_stderr()
+        with contextlib.suppress(DeadlineError):
+            deadline = Deadline(min(timeout, _HOSTFILE))
+            await_file(path, what="the hostfile", deadline=deadline)
 
 
 def _quit_sidecar() -> None:

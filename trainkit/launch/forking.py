@@ -25,6 +25,10 @@ from trainkit.waiting import Deadline
 
 __all__ = ["main", "serve"]
 
+_IGNORED = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGPIPE),
+)
 _HEARTBEAT = 1.0
 """Seconds between two looks at whether the launcher lives, should its socket stay open."""
 _BEGIN = 1.0
@@ -42,9 +46,9 @@ def serve(control: socket.socket, launcher: int) -> NoReturn:
     os.setsid()  # a terminal's Ctrl-C is the launcher's, which passes it on
     spare_finalizers()
     gc.freeze()  # collections in ranks leave these objects, and the pages they share, alone
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for number in signal.valid_signals():
+        if number in _IGNORED or callable(signal.getsignal(number)):  # the launcher's notices
+            signal.signal(number, signal.SIG_IGN)
     adopt_orphans()
     server = _Server(control, launcher)
     try:
@@ -115,8 +119,11 @@ class _Server:
         if self._later:
             self._later.clear()
             spare_finalizers()
+        starts = any(message["op"] == "start" for message, _ in self._postponed)
         for message, files in self._postponed:
-            self._answer(message, files)
+            if not (starts and message["op"] == "prepare"):
+                # Spares that are made now would hold the files of the ranks that wait as well.
+                self._answer(message, files)
         if not self._postponed:
             self._spares.fork(self._foreseen)
         self._foreseen = 0
@@ -149,6 +156,8 @@ class _Server:
         error = ""
         pid = self._spares.employ(message, files) if message["forked"] else 0
         if not pid:
+            # Ignored as they are here, signals that come before it is a rank would be lost to it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
             try:
                 pid = os.fork()
             except OSError as reason:
@@ -159,6 +168,7 @@ class _Server:
                     become(message, files, self._pid)
                 finally:
                     os._exit(1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
         for descriptor in files:
             os.close(descriptor)
         if pid:

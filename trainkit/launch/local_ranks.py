@@ -86,7 +86,8 @@ class LocalRanks:
         """Ranks that were ended because they did no step any more, and those that waited."""
         self._hang = HangWatch(hang_timeout)
         self._deadline: Deadline | None = None
-        self._sent: signal.Signals | None = None
+        self.sent: signal.Signals | None = None
+        """What was sent to them for it, where that is another signal."""
 
     @property
     def attempt(self) -> int:
@@ -105,7 +106,7 @@ class LocalRanks:
             RetryableError: one cannot be started.
         """
         self._attempt += 1
-        self.ends, self.stuck, self._asked = [], [], set()
+        self.ends, self.strays, self.stuck, self._asked = [], [], [], set()
         self._hang.reset()
         pids = {}
         for spec in specs:
@@ -126,7 +127,7 @@ class LocalRanks:
             self._running[pid] = spec
             pids[spec.local_rank] = pid
             if self.wanted:
-                self._nursery.signal(pid, self._sent or self.wanted[0])
+                self._nursery.signal(pid, self.sent or self.wanted[0])
         return pids
 
     @property
@@ -153,9 +154,9 @@ class LocalRanks:
         """
         self._deadline = Deadline(grace)
         self.wanted.append(number)
-        self._sent = sent or number
+        self.sent = sent or number
         for pid in list(self._running):
-            self._nursery.signal(pid, self._sent)
+            self._nursery.signal(pid, self.sent)
 
     def watch(self, timeout: float) -> None:
         """Wait at most ``timeout`` seconds for ends, and take note of them."""

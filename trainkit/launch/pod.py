@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -15,14 +15,18 @@ from trainkit.errors import UsageError
 from trainkit.launch.entry import Entry, names_torch
 from trainkit.launch.options import LaunchOptions
 from trainkit.launch.plan import ProgramPlan, RankPlan, plan_pod
+from trainkit.launch.prerequisites import await_all, await_name, check_things
 from trainkit.launch.static import is_led_by_tracker, plan_static
 from trainkit.resources.gpus import visible_gpu_count
 from trainkit.topology import Topology
+from trainkit.waiting import Deadline
 
 if TYPE_CHECKING:
     from trainkit.launch.mpi import Mpirun
 
 __all__ = ["PodJob"]
+
+log = logging.getLogger("trainkit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,7 @@ class PodJob:
         Raises:
             TrainkitError: it cannot be run here; the message says why.
         """
+        check_things([*config.settings().wait_for, *options.wait_for])
         program: ProgramPlan
         mpirun = None
         if topology.runs_mpirun:
@@ -55,6 +60,7 @@ class PodJob:
 
             command = options.entry.argv()
             mpirun = plan_mpirun(topology, command, environ, num_ranks=options.num_ranks)
+            topology = replace(topology, notes=())  # of what a plain mpirun would get wrong
             program = mpirun.program()
         elif topology.awaits_mpirun:
             from trainkit.launch.sshd import plan_sshd
@@ -122,30 +128,34 @@ class PodJob:
             hang_timeout=settings.hang_timeout,
         )
         nursery = launch.start()
-        if self.mpirun is not None:
-            for folder in self.mpirun.folders:
-                nursery.remove_at_the_end(folder)  # a copy of the key is in it
-        ready = self._ready((*settings.wait_for, *options.wait_for), settings.timeout)
         if isinstance(plan, RankPlan):
-            return launch.run_ranks(plan, nursery, options.local_addr, ready)
-        return launch.run_programs(plan, nursery, options.max_restarts or 0, ready)
+            return launch.run_ranks(plan, nursery, options.local_addr, self._await_needs)
+        restarts = options.max_restarts or 0
+        if self.mpirun is None:
+            return launch.run_programs(plan, nursery, restarts, self._await_needs)
+        from trainkit.launch.mpi import remove_files
 
-    @contextmanager
-    def _ready(self, things: Sequence[str], timeout: float) -> Iterator[None]:
-        """From when everything is there that this pod's processes need, to their end."""
-        from trainkit.launch.prerequisites import await_all
+        for folder in self.mpirun.folders:
+            nursery.remove_at_the_end(folder)  # a copy of the key is in it
+        try:
+            return launch.run_programs(plan, nursery, restarts, self._await_needs)
+        finally:
+            remove_files(self.mpirun)
 
+    def _await_needs(self) -> None:
+        """Wait for everything that this pod's processes need."""
+        settings = config.settings()
+        deadline = Deadline(settings.timeout)
+        await_all([*settings.wait_for, *self.options.wait_for], deadline=deadline)
         master = self.topology.master_addr
         if is_led_by_tracker(self.topology) and self.topology.node_rank and master is not None:
             # Its name only: XGBoost itself is patient with a tracker that comes up late.
-            things = [*things, master]
-        await_all(things, timeout=timeout)
-        with ExitStack() as stack:
-            if self.mpirun is not None:
-                from trainkit.launch.mpi import hosts_ready
+            await_name(master, deadline=deadline)
+        if self.mpirun is not None:
+            from trainkit.launch.mpi import await_hosts
 
-                stack.enter_context(hosts_ready(self.mpirun, timeout))
-            yield
+            await_hosts(self.mpirun, deadline)
+            log.info("all %d hosts of the MPI job are reached", len(self.mpirun.hosts))
 
 
 def _plan(topology: Topology, options: LaunchOptions, torch: bool) -> RankPlan | ProgramPlan:

@@ -18,40 +18,66 @@ __all__ = [
     "await_folder",
     "await_mount",
     "await_name",
+    "await_path",
     "await_port",
+    "check_things",
     "port_trouble",
 ]
 
 _MOUNT = "mount:"
+_PATHS = ("/", "./", "../")
 
 
-def await_all(things: Iterable[str], *, timeout: float) -> None:
+def check_things(things: Iterable[str]) -> None:
+    """See that each of ``things`` is one that ``await_all`` can wait for.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for thing in things:
+        host, colon, port = thing.rpartition(":")
+        if thing.startswith((_MOUNT, *_PATHS)):
+            continue
+        known = host if colon else thing
+        if colon and not (port.isdecimal() and 0 < int(port) < 65536):
+            known = ""
+        if not _is_host(known.strip("[]")):
+            raise UsageError(
+                f"--wait-for {thing!r}: expected /path, mount:/path, host:port or host"
+            )
+
+
+def await_all(things: Iterable[str], *, deadline: Deadline) -> None:
     """Wait for each of ``things``: ``/path``, ``mount:/path``, ``host:port`` or ``host``.
 
     Args:
-        things: what must be there. A path may be a folder, or a file with something in it; with
-            ``mount:`` something must be mounted there.
-        timeout: seconds for all of them together.
+        things: what must be there, as ``check_things`` lets pass. A path may be a folder, or a
+            file with something in it; with ``mount:`` something must be mounted there.
+        deadline: for all of them together.
 
     Raises:
         DeadlineError: names the first that is not there in time.
-        UsageError: one is none of these.
     """
-    deadline = Deadline(timeout)
     for thing in things:
         host, colon, port = thing.rpartition(":")
         if thing.startswith(_MOUNT):
             await_mount(thing.removeprefix(_MOUNT), deadline=deadline)
-        elif thing.startswith(("/", "./", "../")):
+        elif thing.startswith(_PATHS):
             await_path(thing, deadline=deadline)
-        elif colon and port.isdecimal() and 0 < int(port) < 65536 and host:
+        elif colon:
             await_port(host.strip("[]"), int(port), what="what was asked for", deadline=deadline)
-        elif thing and not colon and not set(thing) & set("/ "):
-            await_name(thing, deadline=deadline)
         else:
-            raise UsageError(
-                f"--wait-for {thing!r}: expected /path, mount:/path, host:port or host"
-            )
+            await_name(thing, deadline=deadline)
+
+
+def _is_host(text: str) -> bool:
+    """Whether ``text`` can be a host's name or address, known or not."""
+    if set(text) & set("/ "):
+        return False
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:  # an empty part, or one that is too long
+        return False
 
 
 def await_path(path: str, *, deadline: Deadline) -> None:
@@ -102,8 +128,8 @@ def await_name(host: str, *, deadline: Deadline) -> None:
         nonlocal last
         try:
             return bool(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        except OSError as reason:
-            last = reason.strerror or str(reason)
+        except (OSError, UnicodeError) as reason:
+            last = getattr(reason, "strerror", None) or str(reason)
         return False
 
     wait_until(
@@ -156,7 +182,7 @@ def port_trouble(host: str, port: int, timeout: float) -> str:
     try:
         with socket.create_connection((host, port), timeout=timeout):
             return ""
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return "its name is not known to DNS"
     except OSError as reason:
         return f"port {port}: {(reason.strerror or str(reason)).lower()}"

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,16 @@ class Launch:
     hang_timeout: float = 0.0
 
     def start(self) -> Nursery:
-        """Import what ranks share, and fork the nursery."""
+        """Import what ranks share, and fork the nursery.
+
+        Raises:
+            DependencyError: torch is not installed, or does not work.
+        """
         if self.forked:
-            preload()
+            try:
+                preload()
+            except (ImportError, OSError) as reason:
+                raise _without_torch(reason) from None
         return Nursery.start()
 
     def run_ranks(
@@ -66,7 +73,7 @@ class Launch:
         plan: RankPlan,
         nursery: Nursery,
         local_addr: str | None = None,
-        ready: contextlib.AbstractContextManager[object] | None = None,
+        await_needs: Callable[[], None] | None = None,
     ) -> int:
         """Run the ranks of ``plan`` to their end, and return the exit code of this process.
 
@@ -74,7 +81,7 @@ class Launch:
             plan: what to run.
             nursery: starts them.
             local_addr: address of this node for others.
-            ready: entered before the first start, to wait for what they need; left at the end.
+            await_needs: called before the first start: waits for what they need.
 
         Raises:
             DeadlineError: the other nodes did not come.
@@ -85,18 +92,13 @@ class Launch:
             from trainkit.launch import elastic
         except ImportError as reason:
             nursery.close()
-            raise DependencyError(
-                f"{plan.nproc} ranks are to be started by torch's elastic agent, and torch cannot "
-                f'be imported ({reason}). Install "trainkit[torch]", or torch in the build that '
-                f"fits your GPUs."
-            ) from None
+            raise _without_torch(reason) from None
         # Only the handler's own store would be served to all rounds; FreshStores has its own.
         config.set_environ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
         environ = self._shared_cpus(plan.nproc)
-        with (
-            self._ranks(nursery, plan.run_id) as (ranks, supervisor, ooms),
-            ready or contextlib.nullcontext(),
-        ):
+        with self._ranks(nursery, plan.run_id) as (ranks, supervisor, ooms):
+            if await_needs is not None:
+                await_needs()
             rendezvous = elastic.rendezvous_of(plan, self.timeout, local_addr)
             agent = elastic.RankAgent(
                 plan, rendezvous, ranks, environ, name=self.name, grace_period=self.grace_period
@@ -116,7 +118,7 @@ class Launch:
         plan: ProgramPlan,
         nursery: Nursery,
         max_restarts: int = 0,
-        ready: contextlib.AbstractContextManager[object] | None = None,
+        await_needs: Callable[[], None] | None = None,
     ) -> int:
         """Run the processes of ``plan`` to their end, and return the exit code of this process.
 
@@ -124,7 +126,7 @@ class Launch:
             plan: what to run.
             nursery: starts them.
             max_restarts: how often all are started again after a failure that may pass.
-            ready: entered before the first start, to wait for what they need; left at the end.
+            await_needs: called before each start: waits for what they need.
 
         Raises:
             Preempted: a notice came while nothing was running.
@@ -132,26 +134,27 @@ class Launch:
         specs = self._specs(plan)
         with self._ranks(nursery, "program") as (ranks, supervisor, ooms):
             supervisor.look_after(ranks, plan.stop_signal)
-            with ready or contextlib.nullcontext():
-                for left in range(max_restarts, -1, -1):
-                    ranks.start(specs)
-                    while ranks.running and not ranks.failed:
-                        ranks.watch(1.0)
-                    if ranks.failed and not ranks.wanted:
-                        ranks.settle(self.grace_period)
-                    while ranks.running:
-                        ranks.watch(1.0)
-                    if ranks.wanted or not ranks.failed or not left:
-                        break
-                    report = failure_report(ranks.ends, host=socket.gethostname())
-                    if not report.retryable_in_place:
-                        break
-                    log.warning(
-                        "%s; starting again in place, %d of %d restarts are left",
-                        report.headline(),
-                        left - 1,
-                        max_restarts,
-                    )
+            for left in range(max_restarts, -1, -1):
+                if await_needs is not None:
+                    await_needs()
+                ranks.start(specs)
+                while ranks.running and not ranks.failed:
+                    ranks.watch(1.0)
+                if ranks.failed and not ranks.wanted:
+                    ranks.settle(self.grace_period)
+                while ranks.running:
+                    ranks.watch(1.0)
+                if ranks.wanted or not ranks.failed or not left:
+                    break
+                report = failure_report(ranks.ends, host=socket.gethostname())
+                if not report.retryable_in_place:
+                    break
+                log.warning(
+                    "%s; starting again in place, %d of %d restarts are left",
+                    report.headline(),
+                    left - 1,
+                    max_restarts,
+                )
             return self._finish(ranks, supervisor, ooms, [])
 
     def _specs(self, plan: ProgramPlan) -> list[RankSpec]:
@@ -197,7 +200,8 @@ class Launch:
             number = ranks.wanted[0]
             if not ranks.ends:
                 return supervisor.code_after(number)
-            orderly = (*_ORDERLY, -number, 128 + number)
+            sent = ranks.sent or number
+            orderly = (*_ORDERLY, -number, 128 + number, -sent, 128 + sent)
             if all(end.exitcode in orderly for end in failed):
                 return supervisor.code_after(number) if failed else ExitCode.DONE
         if ranks.stuck:
@@ -240,6 +244,13 @@ class Launch:
             return dict(self.environ)
         limit, _ = cpu_limit()
         return {**self.environ, "OMP_NUM_THREADS": str(max(1, int(limit) // nproc))}
+
+
+def _without_torch(reason: Exception) -> DependencyError:
+    return DependencyError(
+        f"ranks are to be started by torch's elastic agent, and torch cannot be imported "
+        f'({reason}). Install "trainkit[torch]", or torch in the build that fits your GPUs.'
+    )
 
 
 def _only_lost_peers(ranks: LocalRanks) -> bool:

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _make_host_key(Path(options.host_key))
         if os.geteuid() == 0:
-            _SEPARATION.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make_separation()
         return stay_with(options.command)
     except TrainkitError as error:
         print(f"trainkit: {error}", file=sys.stderr, flush=True)
@@ -98,6 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as reason:
         print(f"trainkit: cannot run {options.command[0]}: {reason.strerror}", file=sys.stderr)
         return int(EnvironmentFaultError.exit_code)
+
+
+def _make_separation() -> None:
+    try:
+        _SEPARATION.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as reason:
+        raise EnvironmentFaultError(
+            f"root's sshd needs the folder {_SEPARATION}, and it cannot be made: "
+            f"{reason.strerror}. Mount an emptyDir at {_SEPARATION.parent}, or run as a user."
+        ) from None
 
 
 def _make_host_key(path: Path) -> None:
@@ -133,9 +143,12 @@ def _make_host_key(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         made = Path(aside, "host_key")
         line = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(made)]
-        done = subprocess.run(  # noqa: S603
-            line, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-        )
+        try:
+            done = subprocess.run(  # noqa: S603
+                line, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise EnvironmentFaultError(f"ssh-keygen made no {made} within 60 s") from None
         if done.returncode != 0:
             said = (done.stderr + done.stdout).decode(errors="replace").strip()
             raise EnvironmentFaultError(f"ssh-keygen cannot make {made}: {said}")

@@ -4,7 +4,7 @@
 `check_placement`.
 """
 
-from trainkit.launch.mpi.hosts import await_hosts, hosts_ready, remove_files
+from trainkit.launch.mpi.hosts import await_hosts, remove_files
 from trainkit.launch.mpi.placement import check_placement
 from trainkit.launch.mpi.plan import Mpirun, plan_mpirun
 from trainkit.launch.mpi.tools import MpiTools
@@ -14,7 +14,6 @@ __all__ = [
     "Mpirun",
     "await_hosts",
     "check_placement",
-    "hosts_ready",
     "plan_mpirun",
     "remove_files",
 ]

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainkit.processes.kernel import die_with_parent
 from trainkit.processes.table import descendants
 from trainkit.waiting import Deadline
 
@@ -34,9 +35,18 @@ def stay_with(command: Sequence[str]) -> int:
         OSError: the server cannot be run.
     """
     heard: list[int] = []
-    for number in _SIGNALS:
-        signal.signal(number, lambda number, _: heard.append(number))
-    server = subprocess.Popen(list(command))  # noqa: S603 - running it is the purpose
+    before = {
+        number: signal.signal(number, lambda number, _: heard.append(number)) for number in _SIGNALS
+    }
+    try:
+        return _serve(command, heard)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(command: Sequence[str], heard: list[int]) -> int:
+    server = subprocess.Popen(list(command), preexec_fn=die_with_parent)  # noqa: S603
     while not heard:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = server.wait(_PAUSE)

@@ -1,12 +1,11 @@
 """Before mpirun starts: its files are written, and every host can be reached."""
 
 import contextlib
-import logging
 import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from trainkit import config
 from trainkit.errors import EnvironmentFaultError, NoPermissionError
 from trainkit.launch.mpi.placement import short_name
 from trainkit.launch.mpi.plan import Mpirun
-from trainkit.launch.prerequisites import await_file, port_trouble
+from trainkit.launch.prerequisites import port_trouble
 from trainkit.launch.users import ssh_folders, user_home
 from trainkit.waiting import Deadline, backoff, wait_until
 
-__all__ = ["await_hosts", "hosts_ready", "remove_files"]
-
-log = logging.getLogger("trainkit")
+__all__ = ["await_hosts", "remove_files"]
 
 _PARALLEL = 32
 _ATTEMPT = 30.0
@@ -29,36 +26,15 @@ _REFUSED = ("permission denied", "host key verification failed", "too many authe
 """Answers of ssh that do not change by waiting, in lower case."""
 
 
-@contextlib.contextmanager
-def hosts_ready(plan: Mpirun, timeout: float) -> Iterator[None]:
-    """The time in which mpirun can work: from when every host is reached, to the end.
-
-    Args:
-        plan: of the mpirun.
-        timeout: seconds to wait for the hosts.
-
-    Raises:
-        TrainkitError: as ``await_hosts``.
-    """
-    try:
-        await_hosts(plan, Deadline(timeout))
-        log.info("all %d hosts of the MPI job are reached", len(plan.hosts))
-        yield
-    finally:
-        remove_files(plan)
-
-
 def await_hosts(plan: Mpirun, deadline: Deadline) -> None:
     """Write the plan's files, and wait until a command can be run on each of its hosts.
 
     Raises:
-        DeadlineError: the hostfile is not there, or hosts did not come in time; names them and
-            what each one's last answer was.
+        DeadlineError: hosts did not come in time; names them and what each one's last answer
+            was.
         EnvironmentFaultError: a host refuses the key, or ssh cannot be used at all.
         NoPermissionError: the plan's folder cannot be made.
     """
-    if plan.hostfile:
-        await_file(plan.hostfile, what="the hostfile", deadline=deadline)
     if plan.agent.is_ssh:
         user_home("ssh cannot reach the workers")
         if shutil.which(plan.agent.command[0]) is None:
@@ -74,7 +50,8 @@ def await_hosts(plan: Mpirun, deadline: Deadline) -> None:
     environ = {**config.environ(), **plan.environ}
 
     def all_reached() -> bool:
-        with ThreadPoolExecutor(min(_PARALLEL, max(1, len(missing)))) as pool:
+        pool = ThreadPoolExecutor(min(_PARALLEL, max(1, len(missing))))
+        try:
             answers = pool.map(
                 lambda host: _trouble(plan, host, environ, min(_ATTEMPT, deadline.left + 1)),
                 list(missing),
@@ -84,6 +61,9 @@ def await_hosts(plan: Mpirun, deadline: Deadline) -> None:
                     missing[host] = answer
                 else:
                     del missing[host]
+        finally:
+            # An answer that waiting does not change is told at once, not after the slowest host.
+            pool.shutdown(wait=False, cancel_futures=True)
         return not missing
 
     wait_until(
@@ -150,13 +130,20 @@ def _trouble(plan: Mpirun, host: str, environ: Mapping[str, str], timeout: float
 
 def _address(plan: Mpirun, host: str) -> tuple[str, int]:
     """Name and port that ssh will connect to, by its own reading of its configuration."""
-    done = subprocess.run(  # noqa: S603
-        [*plan.agent.command, *plan.agent.arguments, "-G", host],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_ATTEMPT,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603
+            [*plan.agent.command, *plan.agent.arguments, "-G", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ATTEMPT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFaultError(
+            f"`ssh -G {host}`, which only reads ssh's configuration, took more than "
+            f"{_ATTEMPT:.0f} s. Mend ~/.ssh/config or /etc/ssh/ssh_config of the image (Match "
+            f"exec, CanonicalizeHostname)."
+        ) from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-300:]
         raise EnvironmentFaultError(
@@ -182,8 +169,13 @@ def _write_files(plan: Mpirun) -> None:
                 f"{folder} belongs to somebody else (uid {status.st_uid}), and a key would be "
                 f"put there. Remove it, or set TMPDIR."
             )
-    for path, text in plan.files.items():
-        _write(Path(path), text.encode())
+    try:
+        for path, text in plan.files.items():
+            _write(Path(path), text.encode())
+    except OSError as reason:
+        raise EnvironmentFaultError(
+            f"cannot write mpirun's files: {reason}. Set TMPDIR to a folder with room."
+        ) from None
     if plan.agent.is_ssh:
         _copy_key(Path(plan.agent.config).with_name("id"))
 

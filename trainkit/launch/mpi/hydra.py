@@ -7,6 +7,7 @@ ranks wait for ever if one ends that never called MPI_Init. So each rank says on
 with the token, how it ended.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -39,21 +40,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     token, command = words[0], words[2:]
     try:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)  # noqa: S603
+        # A group of its own: its proxies hold its stderr, and are to end with it.
+        process = subprocess.Popen(  # noqa: S603
+            command, stderr=subprocess.PIPE, start_new_session=True
+        )
     except OSError as reason:
         print(f"trainkit: cannot run {command[0]!r}: {reason.strerror}", file=sys.stderr)
         return int(EnvironmentFaultError.exit_code)
     for number in FORWARDED:
         signal.signal(number, lambda number, _: process.send_signal(number))
-    first = _relay(process, token)
+    first, timer = _relay(process, token)
     code = process.wait()
+    if timer is not None:
+        timer.cancel()
     if first is not None:
         return first
     return code if code >= 0 else 128 - code
 
 
-def _relay(process: subprocess.Popen[bytes], token: str) -> int | None:
-    """Pass stderr on until its end; the first code that a rank told, if one did."""
+def _relay(process: subprocess.Popen[bytes], token: str) -> tuple[int | None, Timer | None]:
+    """Pass stderr on until its end.
+
+    Returns:
+        The first code that a rank told, if one did, and what kills the others then.
+    """
     assert process.stderr is not None  # noqa: S101 - as Popen was asked for a pipe
     pattern = re.compile(rf"ended with exit code (\d+) \[{re.escape(token)}\]".encode())
     first: int | None = None
@@ -67,9 +77,7 @@ def _relay(process: subprocess.Popen[bytes], token: str) -> int | None:
             first = int(found[1])
             timer = _end(process, first)
         tail = tail[-_LINE:]
-    if timer is not None:
-        timer.cancel()
-    return first
+    return first, timer
 
 
 def _end(process: subprocess.Popen[bytes], code: int) -> Timer:
@@ -80,10 +88,15 @@ def _end(process: subprocess.Popen[bytes], code: int) -> Timer:
         seconds = config.settings().grace_period
     else:
         process.terminate()
-    timer = Timer(seconds, process.kill)
+    timer = Timer(seconds, _kill, [process.pid])
     timer.daemon = True
     timer.start()
     return timer
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _write(chunk: bytes) -> None:

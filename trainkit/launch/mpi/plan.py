@@ -38,8 +38,6 @@ class Mpirun:
     agent: Agent
     files: Mapping[str, str] = field(default_factory=dict)
     """Path → text, to be written before."""
-    hostfile: str = ""
-    """The operator's, for messages."""
 
     @property
     def folders(self) -> set[Path]:
@@ -91,7 +89,8 @@ def plan_mpirun(
     signals = preemption_signals(one.name for one in settings.preemption_signals)
     additions = {"TRAINKIT_PREEMPTION_SIGNALS": signals}
     if not tools.has_mpi4py and not environ.get("MASTER_ADDR"):
-        additions |= {"MASTER_ADDR": _first_host(hosts, tools), "MASTER_PORT": "29500"}
+        additions["MASTER_ADDR"] = _first_host(hosts, tools)
+        additions["MASTER_PORT"] = environ.get("MASTER_PORT") or "29500"
     names = forwarded({**environ, **additions})
     # Only Hydra's ranks must tell their codes; the token keeps others from saying the same.
     token = None if kind.startswith("openmpi") else f"{folder.name}-{world_size}"
@@ -115,7 +114,6 @@ def plan_mpirun(
         implementation=kind,
         agent=agent,
         files=files,
-        hostfile=topology.sources.get("hosts", ""),
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class MpiTools:
             EnvironmentFaultError: there is none, or it does not say its version.
         """
         mpirun = _find(environ)
-        folder = Path(tempfile.gettempdir(), f"trainkit-mpi-{os.geteuid()}-{os.getpid()}")
+        # Launchers of all pods are process 1, and TMPDIR may be on a volume that they share.
+        folder = Path(tempfile.gettempdir(), f"trainkit-mpi-{os.geteuid()}-{uuid.uuid4().hex}")
         return cls(
             mpirun=mpirun,
             version=_ask_version(mpirun, environ),

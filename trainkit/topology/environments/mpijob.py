@@ -1,12 +1,14 @@
 """Pods of an MPI job outside of mpirun: the launcher, and workers that wait for it."""
 
+from collections.abc import Mapping
+
 from trainkit.errors import TopologyError
 from trainkit.topology.hosts import parse_hostfile
 from trainkit.topology.parsing import integer, missing, name_index, seen, shown
 from trainkit.topology.sight import Sight
 from trainkit.topology.topology import Role, Topology
 
-__all__ = ["MpiJob"]
+__all__ = ["MpiJob", "awaited_hostfile"]
 
 # Hostfile of each MPI → the variable with the slots of a host that the file gives no count
 # (mpi-operator 0.3 wrote none). Other OMPI_MCA_* names mark no launcher: Slurm's pmix plug-in
@@ -17,6 +19,8 @@ _HOSTFILES = {
     "HYDRA_HOST_FILE": "",
     "PRTE_MCA_prte_default_hostfile": "OMPI_MCA_orte_set_default_slots",
 }
+_RANKS = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK")
+"""Ranks inherit the launcher's variables, also in its own pod."""
 
 
 class MpiJob:
@@ -99,6 +103,17 @@ class MpiJob:
                 "role_index": "host name",
             },
         )
+
+
+def awaited_hostfile(environ: Mapping[str, str]) -> str | None:
+    """The hostfile that an MPI launcher cannot do without; None in any other process.
+
+    Args:
+        environ: of the process.
+    """
+    if environ.get("K_MPI_JOB_ROLE") == "worker" or any(environ.get(name) for name in _RANKS):
+        return None
+    return next((environ[name] for name in _HOSTFILES if environ.get(name)), None)
 
 
 def _hostfile(sight: Sight) -> str | None:
