@@ -120,10 +120,10 @@ dist.destroy_process_group()
 
 
 def test_forks_are_ready_before_a_rank_fails(launch):
-    """They have what ranks import late, and come from a process that is still fit for forking."""
+    """They have what training imports late, and come from a process that is still fit for forking."""
     one = launch(*TWO, "--max-restarts", 1, script=READY)
     assert one.wait() == 0, one.err
-    for line in ("modules 0 0 False", "modules 0 1 True", "modules 1 1 True", "THREADS 1"):
+    for line in ("modules 0 0 True", "modules 0 1 True", "modules 1 1 True", "THREADS 1"):
         assert line in one.out
     assert "SPARE 0 True" in one.out
     assert "SPARE 1 True" in one.out

@@ -10,13 +10,10 @@ import selectors
 import shutil
 import signal
 import socket
-import sys
 import time
 from typing import Any, NoReturn
 
-from trainkit.launch.foresight import import_meanwhile
 from trainkit.launch.nursery import receive, send
-from trainkit.launch.rank import LATER
 from trainkit.launch.spares import Spares, become
 from trainkit.processes.kernel import adopt_orphans
 from trainkit.processes.program import spare_finalizers
@@ -69,11 +66,7 @@ class _Server:
         self._spares = Spares(self._close_own_files)
         self._folders: list[str] = []
         self._killed: set[int] = set()  # by us, so that their ends are nobody's fault
-        # To be imported, should ranks have to start again, where torch has but one thread.
-        self._later = list(LATER) if "torch" in sys.modules else []
         self._foreseen, self._foresee_at = 0, 0.0  # how many, and when to make ready for them
-        self._importing = False
-        self._postponed: list[tuple[dict[str, Any], list[int]]] = []
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(control, selectors.EVENT_READ)
@@ -89,7 +82,8 @@ class _Server:
                     pause = min(pause, max(0.0, self._foresee_at - time.monotonic()))
                 self._attend(pause)
                 if self._foreseen and time.monotonic() >= self._foresee_at:
-                    self._make_ready()
+                    self._spares.fork(self._foreseen)
+                    self._foreseen = 0
 
     def _attend(self, pause: float = 0.0) -> None:
         """Do what is asked, and tell of ends."""
@@ -103,31 +97,10 @@ class _Server:
                 raise _Over from None
             if message is None:
                 raise _Over
-            if self._importing and message["op"] in ("start", "prepare"):
-                # A fork would have modules that are half imported, for good.
-                self._postponed.append((message, files))
-            elif not self._answer(message, files):
+            if not self._answer(message, files):
                 raise _Over
         if not self._reap():
             raise _Over
-
-    def _make_ready(self) -> None:
-        """Import what ranks import late, and fork those that may be needed."""
-        self._importing = True
-        import_meanwhile(self._later, self._attend)
-        self._importing = False
-        if self._later:
-            self._later.clear()
-            spare_finalizers()
-        starts = any(message["op"] == "start" for message, _ in self._postponed)
-        for message, files in self._postponed:
-            if not (starts and message["op"] == "prepare"):
-                # Spares that are made now would hold the files of the ranks that wait as well.
-                self._answer(message, files)
-        if not self._postponed:
-            self._spares.fork(self._foreseen)
-        self._foreseen = 0
-        self._postponed.clear()
 
     def _answer(self, message: dict[str, Any], files: list[int]) -> bool:
         """Do what is asked; False at the end."""

@@ -148,8 +148,7 @@ class Nursery:
     def foresee(self, count: int) -> None:
         """Make ready for starting ``count`` ranks again, once those that run have begun.
 
-        Modules that programs import late are imported before the forks are made. It takes the
-        processor for a second, and 100 MB.
+        Forks made at once would take the processor from them.
         """
         with contextlib.suppress(OSError):
             self._send({"op": "foresee", "count": count})

@@ -127,10 +127,10 @@ class PodJob:
             notices=settings.preemption_signals,
             hang_timeout=settings.hang_timeout,
         )
-        nursery = launch.start()
+        restarts = plan.max_restarts if isinstance(plan, RankPlan) else options.max_restarts or 0
+        nursery = launch.start(restarts=restarts > 0)
         if isinstance(plan, RankPlan):
             return launch.run_ranks(plan, nursery, options.local_addr, self._await_needs)
-        restarts = options.max_restarts or 0
         if self.mpirun is None:
             return launch.run_programs(plan, nursery, restarts, self._await_needs)
         from trainkit.launch.mpi import remove_files

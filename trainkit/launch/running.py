@@ -55,15 +55,18 @@ class Launch:
     notices: Sequence[signal.Signals]
     hang_timeout: float = 0.0
 
-    def start(self) -> Nursery:
+    def start(self, *, restarts: bool = False) -> Nursery:
         """Import what ranks share, and fork the nursery.
+
+        Args:
+            restarts: whether ranks may be started again.
 
         Raises:
             DependencyError: torch is not installed, or does not work.
         """
         if self.forked:
             try:
-                preload()
+                preload(later=restarts)
             except (ImportError, OSError) as reason:
                 raise _without_torch(reason) from None
         return Nursery.start()
