@@ -120,7 +120,7 @@ dist.destroy_process_group()
 
 
 def test_forks_are_ready_before_a_rank_fails(launch):
-    """They have what training imports late, and come from a process that is still fit for forking."""
+    """They have what training imports late, from a process that is still fit for it."""
     one = launch(*TWO, "--max-restarts", 1, script=READY)
     assert one.wait() == 0, one.err
     for line in ("modules 0 0 True", "modules 0 1 True", "modules 1 1 True", "THREADS 1"):
