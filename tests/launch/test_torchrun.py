@@ -20,8 +20,11 @@ names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "
 seen = {name: os.environ.get(name) for name in names}
 if "--run-id" in sys.argv:
     seen["id"] = os.environ["TORCHELASTIC_RUN_ID"]
-print(json.dumps([seen, sys.argv[1:], __name__]), flush=True)
-print("to stderr", dist.get_rank(), file=sys.stderr, flush=True)
+# Each in one write, or the other rank's may come between a line and its end.
+sys.stdout.write(json.dumps([seen, sys.argv[1:], __name__]) + "\\n")
+sys.stdout.flush()
+sys.stderr.write(f"to stderr {dist.get_rank()}\\n")
+sys.stderr.flush()
 dist.barrier()  # gloo takes a rank that leaves while another still connects for a crash
 dist.destroy_process_group()
 """

@@ -159,9 +159,10 @@ if __name__ == "__main__":
 
 
 @requires_root()
-def test_b068_a_loaders_worker_that_is_killed_for_memory(launch):
+def test_b068_a_loaders_worker_that_is_killed_for_memory(launch, tmp_path):
     with limited_to("memory", ("memory.max", "memory.limit_in_bytes"), 2 << 30) as folder:
-        one = launch(script=GREEDY, before=inside(folder))
+        # What is killed cannot remove its temporary folder.
+        one = launch(script=GREEDY, before=inside(folder), TMPDIR=str(tmp_path))
         assert one.wait() == 138, one.err
     hint = next(line for line in one.err.splitlines() if "trainkit: hint: " in line)
     for part in ("limit 2 GiB", "in use now", "1 process killed for memory", "limits.memory"):

@@ -28,9 +28,10 @@ terminal and the launcher often both pass one Ctrl-C on."""
 _POLL = 0.2
 """Seconds between two looks at what other ranks ask for."""
 
-_LEAVE = 1.0
+_LEAVE = 10.0
 """Seconds that a look which is under way gets at the end. Its store may have frozen with the
-host of rank 0, and a rank must be able to end all the same."""
+host of rank 0, and a rank must be able to end all the same; but an interpreter that ends while a
+thread is in the store's C++ is aborted, and on a busy host a second passes without a look."""
 
 
 class NoticeListener:
