@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from trainkit.processes.table import own_children, process_table
 from trainkit.waiting import Deadline, wait_until
 
 MPIRUN = """#!/bin/sh
@@ -64,6 +65,11 @@ def test_a_notice_before_the_plan_is_made(mpirun, tmp_path):
     one.process.send_signal(signal.SIGTERM)
     assert one.wait() == 143, one.err
     assert not (tmp_path / "started").exists()
+    # The look at mpirun was nobody's child any more, and has come over to this process.
+    table = process_table()
+    for pid in own_children():
+        if pid in table and table[pid].zombie:
+            os.waitpid(pid, 0)
 
 
 def test_hosts_are_waited_for_before_each_start(mpirun, tmp_path):
