@@ -1,4 +1,3 @@
-import os
 import socket
 import threading
 
@@ -8,7 +7,6 @@ from trainkit.errors import DeadlineError, UsageError
 from trainkit.launch.prerequisites import (
     await_all,
     await_file,
-    await_folder,
     await_name,
     await_port,
     check_things,
@@ -59,21 +57,6 @@ def test_a_file_that_stays_missing_or_empty_is_told(tmp_path, text, said):
         file.write_text(text)
     with pytest.raises(DeadlineError, match=f"the hostfile {file} .{said}"):
         await_file(str(file), what="the hostfile", deadline=Deadline(0.1))
-
-
-def test_a_folder_that_is_mounted_late_is_found(tmp_path):
-    folder = tmp_path / "data"
-    mounting = threading.Timer(0.2, os.mkdir, [folder])
-    mounting.start()
-    await_folder(str(folder), what="the data volume", deadline=Deadline(30))
-    mounting.join()
-
-
-def test_a_folder_that_is_a_file_is_told(tmp_path):
-    file = tmp_path / "data"
-    file.touch()
-    with pytest.raises(DeadlineError, match=f"the data volume {file} .not a directory"):
-        await_folder(str(file), what="the data volume", deadline=Deadline(0.1))
 
 
 def test_things_of_all_kinds_are_waited_for(tmp_path):

@@ -6,7 +6,7 @@ the container, and a volume while it is attached.
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from trainkit.errors import UsageError
@@ -15,7 +15,6 @@ from trainkit.waiting import Deadline, backoff, wait_until
 __all__ = [
     "await_all",
     "await_file",
-    "await_folder",
     "await_mount",
     "await_name",
     "await_path",
@@ -26,6 +25,7 @@ __all__ = [
 
 _MOUNT = "mount:"
 _PATHS = ("/", "./", "../")
+_MOUNTED = "Is its ConfigMap, Secret or volume mounted here, and may this user read it?"
 
 
 def check_things(things: Iterable[str]) -> None:
@@ -86,19 +86,11 @@ def await_path(path: str, *, deadline: Deadline) -> None:
     Raises:
         DeadlineError: names the path, and what stands in the way.
     """
-    what = "the path"
-    if Path(path).is_file():
-        await_file(path, what=what, deadline=deadline)
-        return
-    wait_until(
-        Path(path).exists,
-        what=f"{what} {path}",
-        deadline=deadline,
-        hint="Is its volume mounted in this container?",
-        pauses=backoff(first=0.05, last=1.0),
-    )
-    await_here = await_file if Path(path).is_file() else await_folder
-    await_here(path, what=what, deadline=deadline)
+
+    def trouble() -> str:
+        return _file_trouble(path) if Path(path).is_file() else _folder_trouble(path)
+
+    _await(trouble, what=f"the path {path}", deadline=deadline, hint=_MOUNTED)
 
 
 def await_mount(path: str, *, deadline: Deadline) -> None:
@@ -107,12 +99,11 @@ def await_mount(path: str, *, deadline: Deadline) -> None:
     Raises:
         DeadlineError: names the path.
     """
-    wait_until(
-        lambda: os.path.ismount(path),
+    _await(
+        lambda: "" if os.path.ismount(path) else "nothing is",
         what=f"something to be mounted at {path}",
         deadline=deadline,
         hint="Does the container that mounts it run, and is its mount propagated to this one?",
-        pauses=backoff(first=0.05, last=1.0),
     )
 
 
@@ -122,23 +113,19 @@ def await_name(host: str, *, deadline: Deadline) -> None:
     Raises:
         DeadlineError: names the host, and what the resolver said last.
     """
-    last = "not tried yet"
 
-    def resolves() -> bool:
-        nonlocal last
+    def trouble() -> str:
         try:
-            return bool(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+            socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as reason:
-            last = getattr(reason, "strerror", None) or str(reason)
-        return False
+            return getattr(reason, "strerror", None) or str(reason)
+        return ""
 
-    wait_until(
-        resolves,
+    _await(
+        trouble,
         what=f"the name {host} to be known to DNS",
-        whom=lambda: last,
         deadline=deadline,
         hint="Is that pod running, and does the job's headless Service exist?",
-        pauses=backoff(first=0.05, last=1.0),
     )
 
 
@@ -154,20 +141,11 @@ def await_port(host: str, port: int, *, what: str, deadline: Deadline) -> None:
     Raises:
         DeadlineError: names ``what``, host and port, and the last thing that went wrong.
     """
-    last = "not tried yet"
-
-    def answers() -> bool:
-        nonlocal last
-        last = port_trouble(host, port, min(5.0, deadline.left + 0.1))
-        return not last
-
-    wait_until(
-        answers,
+    _await(
+        lambda: port_trouble(host, port, min(5.0, deadline.left + 0.1)),
         what=f"{what} at {host}:{port}",
-        whom=lambda: last,
         deadline=deadline,
         hint="Is that pod running, and does its Service exist?",
-        pauses=backoff(first=0.05, last=1.0),
     )
 
 
@@ -194,51 +172,39 @@ def await_file(path: str, *, what: str, deadline: Deadline) -> None:
     Raises:
         DeadlineError: names ``what`` and the path, and whether it is missing or empty.
     """
+    _await(lambda: _file_trouble(path), what=f"{what} {path}", deadline=deadline, hint=_MOUNTED)
+
+
+def _file_trouble(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return "" if file.read(1) else "it is empty"
+    except OSError as reason:
+        return (reason.strerror or str(reason)).lower()
+
+
+def _folder_trouble(path: str) -> str:
+    try:
+        next(Path(path).iterdir(), None)
+    except OSError as reason:
+        return (reason.strerror or str(reason)).lower()
+    return ""
+
+
+def _await(trouble: Callable[[], str], *, what: str, deadline: Deadline, hint: str) -> None:
+    """Wait until ``trouble`` finds none; what it found last is in the message."""
     last = "not looked yet"
 
-    def holds_something() -> bool:
+    def is_there() -> bool:
         nonlocal last
-        try:
-            with open(path, "rb") as file:
-                if file.read(1):
-                    return True
-            last = "it is empty"
-        except OSError as reason:
-            last = (reason.strerror or str(reason)).lower()
-        return False
+        last = trouble()
+        return not last
 
     wait_until(
-        holds_something,
-        what=f"{what} {path}",
+        is_there,
+        what=what,
         whom=lambda: last,
         deadline=deadline,
-        hint="Is its ConfigMap, Secret or volume mounted in this container?",
-        pauses=backoff(first=0.05, last=1.0),
-    )
-
-
-def await_folder(path: str, *, what: str, deadline: Deadline) -> None:
-    """Wait until ``path`` is a folder that can be listed: a volume that is mounted.
-
-    Raises:
-        DeadlineError: names ``what`` and the path, and what stands in the way.
-    """
-    last = "not looked yet"
-
-    def is_listed() -> bool:
-        nonlocal last
-        try:
-            next(Path(path).iterdir(), None)
-        except OSError as reason:
-            last = (reason.strerror or str(reason)).lower()
-            return False
-        return True
-
-    wait_until(
-        is_listed,
-        what=f"{what} {path}",
-        whom=lambda: last,
-        deadline=deadline,
-        hint="Is its volume mounted in this container, and may this user read it?",
+        hint=hint,
         pauses=backoff(first=0.05, last=1.0),
     )

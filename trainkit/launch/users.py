@@ -5,11 +5,9 @@ import pwd
 from pathlib import Path
 
 from trainkit.errors import EnvironmentFaultError
+from trainkit.resources.space import mounts
 
 __all__ = ["ssh_folders", "user_home"]
-
-_MOUNTS = (Path("/home/mpiuser/.ssh"), Path("/root/.ssh"))
-"""Where MPI operators' defaults and shipped runtimes mount a job's keys."""
 
 
 def user_home(consequence: str) -> Path:
@@ -32,6 +30,11 @@ def user_home(consequence: str) -> Path:
 
 
 def ssh_folders() -> tuple[Path, ...]:
-    """Folders where the keys of a job may be mounted, best first."""
+    """Folders where the keys of a job may be, best first: the home's, and what is mounted.
+
+    An operator mounts them where ``sshAuthMountPath`` says, which need not be this user's home.
+    """
     own = user_home("there is no home folder to look for keys in") / ".ssh"
-    return tuple(dict.fromkeys((own, *_MOUNTS)))
+    mounted = sorted(Path(place) for place, _ in mounts() if Path(place).name == ".ssh")
+    # sshd takes a list of paths apart at blanks.
+    return tuple(dict.fromkeys((own, *(one for one in mounted if " " not in str(one)))))

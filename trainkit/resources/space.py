@@ -2,11 +2,12 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainkit.resources.cgroups import read
 
-__all__ = ["Space", "existing_parent", "filesystem_of", "space_of"]
+__all__ = ["Space", "existing_parent", "filesystem_of", "mounts", "space_of"]
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -51,14 +52,22 @@ def filesystem_of(path: str, root: str = "/") -> str | None:
     """
     path = os.path.realpath(path)
     best, kind = "", None
-    for line in (read(os.path.join(root, "proc/self/mountinfo")) or "").splitlines():
-        before, dash, after = line.partition(" - ")
-        words = before.split()
-        if not dash or len(words) < 5:
-            continue
-        mount = _OCTAL.sub(lambda found: chr(int(found[1], 8)), words[4])
+    for mount, found in mounts(root):
         # Of mounts on one place the last one is seen.
         inside = path == mount or path.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
-            best, kind = mount, after.split()[0]
+            best, kind = mount, found
     return kind
+
+
+def mounts(root: str = "/") -> Iterator[tuple[str, str]]:
+    """Where something is mounted, and the kind of its file system, in the kernel's order.
+
+    Args:
+        root: where ``proc`` is looked for: ``/`` but for tests.
+    """
+    for line in (read(os.path.join(root, "proc/self/mountinfo")) or "").splitlines():
+        before, dash, after = line.partition(" - ")
+        words = before.split()
+        if dash and len(words) >= 5:
+            yield _OCTAL.sub(lambda found: chr(int(found[1], 8)), words[4]), after.split()[0]

@@ -12,6 +12,7 @@ names.
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+HOME = pwd.getpwuid(0).pw_dir
 HOSTFILE = "/etc/mpi/hostfile"
 V1_HOSTFILE = "/etc/mpi/hostfile-v1"
 KUBEXEC = "/etc/mpi/kubexec.sh"
@@ -26,7 +28,7 @@ _KUBEXEC = """#!/bin/sh
 pod=$1
 shift
 exec nsenter -t "$(cat /etc/mpi/$pod.pid)" --net --uts -- \\
-  /usr/bin/env -i HOME=/root PATH=/usr/bin:/bin /bin/sh -c "$*"
+  /usr/bin/env -i HOME={home} PATH=/usr/bin:/bin /bin/sh -c "$*"
 """
 _NAMESPACES = ("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child")
 
@@ -83,11 +85,11 @@ def _private(folder: Path) -> None:
     for place in (layers, kept):
         place.mkdir()
     _run("mount", "--bind", str(folder), str(kept))
-    for place in ("/etc", "/root", "/tmp"):
-        _overlay(place, layers / place[1:])
+    for place in ("/etc", HOME, "/tmp"):
+        _overlay(place, layers / place[1:].replace("/", "-"))
     _run("mount", "--bind", str(kept), str(folder))
     for name in (".bashrc", ".profile", ".bash_profile"):  # of whoever runs the tests
-        Path("/root", name).write_text("")
+        Path(HOME, name).write_text("")
 
 
 def _overlay(place: str, layer: Path) -> None:
@@ -107,7 +109,7 @@ def _files(job: str, folder: Path, workers: int) -> None:
     secret.mkdir()
     _run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "521", "-N", "", "-f", str(secret / "id_rsa"))
     shutil.copy(secret / "id_rsa.pub", secret / "authorized_keys")
-    home = Path("/root/.ssh")
+    home = Path(HOME, ".ssh")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(mode=0o777)
     home.chmod(0o777)  # as a Secret's volume is
@@ -128,7 +130,7 @@ def _files(job: str, folder: Path, workers: int) -> None:
     Path(HOSTFILE).write_text("\n".join(lines) + "\n")
     names = [f"{job}-worker-{index} slots=2" for index in range(workers)]
     Path(V1_HOSTFILE).write_text("\n".join(names) + "\n")
-    Path(KUBEXEC).write_text(_KUBEXEC)
+    Path(KUBEXEC).write_text(_KUBEXEC.replace("{home}", HOME))
     Path(KUBEXEC).chmod(0o555)
 
 

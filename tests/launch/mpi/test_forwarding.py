@@ -38,7 +38,7 @@ def test_what_the_author_of_a_job_sets_travels(name):
         ("NVIDIA_VISIBLE_DEVICES", ""),
         ("CUDA_VISIBLE_DEVICES", ""),
         ("HOSTNAME", "pi-launcher"),
-        ("HOME", "/root"),
+        ("HOME", "/of/the/pod"),
         ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
         ("PI_SERVICE_PORT_SSH", "22"),
         ("PI_PORT_22_TCP_ADDR", "10.0.0.1"),

@@ -67,7 +67,7 @@ def _environ() -> dict[str, str]:
     return {
         "PATH": f"{Path(str(mpirun())).parent}:{path}",
         "PYTHONPATH": root,
-        "HOME": "/root",
+        "HOME": pods.HOME,
         "K_MPI_JOB_ROLE": "launcher",
         "OMPI_MCA_orte_keep_fqdn_hostnames": "true",
         "OMPI_MCA_orte_set_default_slots": "2",
