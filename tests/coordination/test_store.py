@@ -5,20 +5,21 @@ import threading
 
 import pytest
 
-from trainkit.coordination import MemoryStore, PrefixedStore, Store
+from trainkit.coordination import MemoryStore, PrefixedStore, Store, client
 from trainkit.errors import EnvironmentFaultError
 from trainkit.waiting import Deadline
 
 
 def torch_store():
     pytest.importorskip("torch")
-    from trainkit.coordination.torch import TorchStore, serve_store
+    from trainkit.coordination.torch import serve_store
 
-    return TorchStore(serve_store(0, Deadline(30)))
+    return serve_store(0, Deadline(30))
 
 
 STORES = {
     "memory": MemoryStore,
+    "own": lambda: client.serve_store(0, Deadline(30)),
     "prefixed": lambda: PrefixedStore("part", MemoryStore()),
     "torch": torch_store,
 }
@@ -26,7 +27,9 @@ STORES = {
 
 @pytest.fixture(params=sorted(STORES))
 def store(request):
-    return STORES[request.param]()
+    found = STORES[request.param]()
+    yield found
+    getattr(found, "close", lambda: None)()
 
 
 def test_values_come_back_byte_for_byte(store):

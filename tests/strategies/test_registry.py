@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from trainkit.errors import StrategyError, UsageError
@@ -7,35 +9,67 @@ from trainkit.topology import Role, Topology
 pytest.importorskip("torch")
 
 
+def ranks(count):
+    return Topology(platform="env", rank=0, world_size=count)
+
+
 def test_auto_takes_the_framework_of_the_main_module_and_the_world():
-    assert resolve("auto", ["torch"], 1).name == "single"
-    assert resolve("auto", ["torch"], 4).name == "ddp"
-    assert resolve("auto", [], 4).name == "plain"
+    assert resolve("auto", ["torch"], ranks(1)).name == "single"
+    assert resolve("auto", ["torch"], ranks(4)).name == "ddp"
+    assert resolve("auto", [], ranks(4)).name == "plain"
 
 
 def test_a_name_may_carry_its_framework():
-    assert resolve("torch:ddp", [], 1) is resolve("ddp", ["torch"], 1)
+    assert resolve("torch:ddp", [], ranks(1)) is resolve("ddp", ["torch"], ranks(1))
 
 
 @pytest.mark.parametrize("name", ["dpp", "torch:dpp", "auto:torch"])
 def test_an_unknown_name_is_an_error_that_lists_the_known(name):
     with pytest.raises(UsageError, match=r"not known.*torch:ddp"):
-        resolve(name, ["torch"], 1)
+        resolve(name, ["torch"], ranks(1))
 
 
 def test_two_frameworks_need_a_choice():
     with pytest.raises(UsageError, match="tensorflow and torch"):
-        resolve("auto", ["tensorflow", "torch"], 1)
+        resolve("auto", ["tensorflow", "torch"], ranks(1))
+
+
+WITH_PS = {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]}
+
+
+@pytest.mark.parametrize(
+    ("framework", "size", "cluster", "name"),
+    [
+        (
+            "tensorflow",
+            3,
+            {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]},
+            "parameter_server",
+        ),
+        ("tensorflow", 1, {"chief": ["a:1"], "ps": ["d:1"]}, "parameter_server"),
+        ("tensorflow", 2, {"worker": ["b:1", "c:1"]}, "multi_worker"),
+        ("tensorflow", 1, None, "single"),
+        ("xgboost", 1, None, "collective"),
+        ("torch", 3, WITH_PS, "ddp"),
+    ],
+)
+def test_auto_goes_by_the_roles_of_the_job(framework, size, cluster, name):
+    topology = replace(ranks(size), cluster=cluster)
+    if (framework, name) not in strategies():
+        with pytest.raises(StrategyError, match="no strategy for"):
+            resolve("auto", [framework], topology)
+    else:
+        assert resolve("auto", [framework], topology).name == name
 
 
 def test_a_framework_without_strategies_is_said():
     with pytest.raises(StrategyError, match="no strategy for tensorflow yet"):
-        resolve("auto", ["tensorflow"], 2)
+        resolve("auto", ["tensorflow"], ranks(2))
 
 
 def test_every_registered_strategy_imports_under_its_name():
     for framework, name in strategies():
-        found = resolve(f"{framework}:{name}", [], 2)
+        found = resolve(f"{framework}:{name}", [], ranks(2))
         assert (found.framework, found.name) == (framework, name)
 
 
@@ -49,4 +83,4 @@ def test_every_registered_strategy_imports_under_its_name():
     ],
 )
 def test_who_does_what_under_ddp(role, duty):
-    assert resolve("ddp", ["torch"], 2).duty(Topology(platform="tfjob", role=role)) is duty
+    assert resolve("ddp", ["torch"], ranks(2)).duty(Topology(platform="tfjob", role=role)) is duty

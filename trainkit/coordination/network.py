@@ -5,6 +5,7 @@ import socket
 import struct
 from pathlib import Path
 
+from trainkit.errors import EnvironmentFaultError
 from trainkit.waiting import Deadline, backoff, wait_until
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "own_address",
     "own_address_is_loopback",
     "port_holder",
+    "port_not_served",
 ]
 
 
@@ -143,3 +145,16 @@ def port_holder(port: int) -> str:
         except OSError:
             continue
     return "another process"
+
+
+def port_not_served(port: int, reason: str) -> EnvironmentFaultError:
+    """What to raise where rank 0 cannot listen on ``port``, for ``reason``."""
+    if "in use" not in reason and "EADDRINUSE" not in reason:
+        return EnvironmentFaultError(
+            f"rank 0 cannot serve the rendezvous on port {port}: {reason}. Give this job another "
+            f"MASTER_PORT on all of its ranks."
+        )
+    return EnvironmentFaultError(
+        f"rank 0 cannot serve the rendezvous on port {port}: it is in use by {port_holder(port)}. "
+        f"End that process, or give this job another MASTER_PORT on all of its ranks."
+    )

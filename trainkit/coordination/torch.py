@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from trainkit.coordination.network import await_address, port_holder
-from trainkit.errors import EnvironmentFaultError, RetryableError
+from trainkit.coordination.network import await_address, port_not_served
+from trainkit.errors import RetryableError
 from trainkit.waiting import Deadline
 
 __all__ = ["TorchStore", "connect_store", "serve_store"]
@@ -19,6 +19,22 @@ class TorchStore:
 
     def __init__(self, store: dist.Store) -> None:
         self.store = store
+
+    @property
+    def host(self) -> str:
+        """Name or address of who serves it; of a TCPStore only."""
+        return str(self._tcp.host)
+
+    @property
+    def port(self) -> int:
+        """Where it listens; of a TCPStore only."""
+        return int(self._tcp.port)
+
+    @property
+    def _tcp(self) -> dist.TCPStore:
+        if not isinstance(self.store, dist.TCPStore):
+            raise AssertionError(f"{type(self.store).__name__} is not reached over the network")
+        return self.store
 
     def set(self, key: str, value: bytes) -> None:
         """See ``Store.set``."""
@@ -58,8 +74,11 @@ class TorchStore:
         except dist.DistError as reason:
             raise _lost(reason) from reason
 
+    def close(self) -> None:
+        """torch hangs up once nothing refers to its store any more."""
 
-def serve_store(port: int, deadline: Deadline) -> dist.TCPStore:
+
+def serve_store(port: int, deadline: Deadline) -> TorchStore:
     """Serve a store on ``port`` of this host (0: a free one) and connect to it.
 
     The own connection goes over loopback: a pod's public name may resolve only later.
@@ -69,7 +88,7 @@ def serve_store(port: int, deadline: Deadline) -> dist.TCPStore:
             seen, who holds it.
     """
     try:
-        return dist.TCPStore(
+        tcp = dist.TCPStore(
             "127.0.0.1",
             port,
             is_master=True,
@@ -77,16 +96,14 @@ def serve_store(port: int, deadline: Deadline) -> dist.TCPStore:
             timeout=timedelta(seconds=deadline.seconds),
         )
     except dist.DistNetworkError as reason:
-        if "EADDRINUSE" not in str(reason) and "in use" not in str(reason):
+        text = str(reason)
+        if "EADDRINUSE" not in text and "in use" not in text:
             raise _lost(reason) from reason
-        holder = port_holder(port)
-        raise EnvironmentFaultError(
-            f"rank 0 cannot serve the rendezvous on port {port}: it is in use by {holder}. End "
-            f"that process, or give this job another MASTER_PORT on all of its ranks."
-        ) from None
+        raise port_not_served(port, text) from None
+    return TorchStore(tcp)
 
 
-def connect_store(host: str, port: int, who: str, deadline: Deadline) -> dist.TCPStore:
+def connect_store(host: str, port: int, who: str, deadline: Deadline) -> TorchStore:
     """Connect to the store that another process serves, once its name and port are there.
 
     Args:
@@ -100,7 +117,7 @@ def connect_store(host: str, port: int, who: str, deadline: Deadline) -> dist.TC
     """
     await_address(host, port, who=who, deadline=deadline)
     try:
-        return dist.TCPStore(
+        tcp = dist.TCPStore(
             host,
             port,
             is_master=False,
@@ -109,6 +126,7 @@ def connect_store(host: str, port: int, who: str, deadline: Deadline) -> dist.TC
         )
     except dist.DistError as reason:
         raise _lost(reason) from reason
+    return TorchStore(tcp)
 
 
 def _lost(reason: Exception) -> RetryableError:

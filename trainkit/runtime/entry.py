@@ -19,7 +19,7 @@ from trainkit.errors import (
 from trainkit.launch.announcing import log_topology
 from trainkit.lifecycle import die_with_parent, report
 from trainkit.runtime.context import Context
-from trainkit.runtime.session import Session, choose_strategy
+from trainkit.runtime.session import Session, choose_strategy, serve
 from trainkit.strategies import Duty, Strategy
 from trainkit.topology import Role, Topology, detect
 
@@ -81,6 +81,10 @@ def run(
             chosen = choose_strategy(
                 f"{chosen.framework}:auto", topology, precision=precision, main=main
             )
+        elif duty is Duty.SERVE:
+            log.info("%s serves until the job is over", topology.role)
+            serve(chosen, topology, settings)
+            return None
         elif duty is not Duty.TRAIN:
             log.info("%s has nothing to do under this strategy: done", topology.role)
             return None

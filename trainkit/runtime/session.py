@@ -21,7 +21,7 @@ from trainkit.topology import Topology
 if TYPE_CHECKING:
     from trainkit.checkpoint import CheckpointManager
 
-__all__ = ["Session", "choose_strategy"]
+__all__ = ["Session", "choose_strategy", "serve"]
 
 log = logging.getLogger("trainkit")
 
@@ -53,7 +53,7 @@ def choose_strategy(
             )
         return strategy
     frameworks = _frameworks(main)
-    found = resolve(strategy, frameworks, topology.world_size or 0)
+    found = resolve(strategy, frameworks, topology)
     if found.framework == "torch":
         options: dict[str, Any] = {"precision": precision}
         return found(**options)
@@ -71,6 +71,21 @@ def _frameworks(main: Callable[..., Any] | None) -> list[str]:
     while isinstance(main, partial):
         main = main.func
     return named or frameworks_named_by(getattr(main, "__globals__", {}))
+
+
+def serve(strategy: Strategy, topology: Topology, settings: config.Settings) -> None:
+    """Serve until the job is over; a notice ends it at once, since nothing is to be saved.
+
+    It is not watched for a heartbeat: that it does nothing is how a server waits.
+    """
+    monitor = RankMonitor(
+        signals=settings.preemption_signals, grace_period=settings.grace_period, heartbeat_file=None
+    )
+    monitor.start()
+    try:
+        strategy.serve(topology, settings.timeout)
+    finally:
+        monitor.close()
 
 
 class Session:

@@ -61,6 +61,21 @@ class Strategy(ABC):
             EnvironmentFaultError: it cannot work on this host.
         """
 
+    def serve(self, topology: Topology, timeout: float) -> None:
+        """Where ``duty`` is SERVE: serve the ranks that train, until the job is over.
+
+        Called on the main thread, in place of ``connect`` and the user's ``main``.
+
+        Args:
+            topology: of this process.
+            timeout: seconds until everybody has to be there.
+
+        Raises:
+            DeadlineError: somebody did not come; the message names who.
+            RetryableError: the ranks that train are lost, and did not end in order.
+        """
+        raise AssertionError(f"strategy {self.name!r} has nobody serve: {topology.summary()}")
+
     @property
     @abstractmethod
     def device(self) -> Any:

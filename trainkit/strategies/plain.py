@@ -6,6 +6,7 @@ from typing import Any
 from trainkit.coordination import Communicator, Store
 from trainkit.errors import StrategyError
 from trainkit.strategies.base import Strategy
+from trainkit.strategies.link import RankLink
 from trainkit.topology import Topology
 
 __all__ = ["Plain"]
@@ -25,29 +26,21 @@ class Plain(Strategy):
     name = "plain"
 
     def __init__(self) -> None:
-        self._link: Any = None
+        self._link: RankLink | None = None
 
     def connect(self, topology: Topology, timeout: float) -> None:
-        """See ``Strategy.connect``; more than one rank needs torch's store for now."""
+        """See ``Strategy.connect``."""
         if topology.world_size == 1:
             self.communicator = Communicator.solo()
             return
-        from importlib.util import find_spec
-
-        if find_spec("torch") is None:
-            raise StrategyError(
-                f"{topology.world_size} ranks without a framework meet through torch's store, and "
-                f'torch is not installed: install "trainkit[torch]".'
-            )
-        from trainkit.strategies.torch.link import RankLink
-
         self._link = RankLink.open(topology, timeout)
         self.communicator = self._link.communicator
 
     def watch_store(self) -> Store:
         """See ``Strategy.watch_store``."""
-        store: Store = self._link.second_connection("watch")
-        return store
+        if self._link is None:
+            return super().watch_store()
+        return self._link.second_connection("watch")
 
     @property
     def device(self) -> str:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from trainkit.errors import DependencyError, StrategyError, UsageError
 from trainkit.frameworks import FRAMEWORKS
 from trainkit.strategies.base import Strategy
+from trainkit.topology import Topology
 
 __all__ = ["resolve", "strategies"]
 
@@ -21,14 +22,14 @@ def strategies() -> list[tuple[str, str]]:
     return sorted(_HOMES)
 
 
-def resolve(name: str, frameworks: list[str], world_size: int) -> type[Strategy]:
+def resolve(name: str, frameworks: list[str], topology: Topology) -> type[Strategy]:
     """The class of the strategy called ``name``.
 
     Args:
         name: as the user wrote it: ``auto``, ``ddp``, or ``torch:ddp`` where a bare name
             would be ambiguous.
         frameworks: that the main module names.
-        world_size: of the job; ``auto`` takes ``single`` for 1.
+        topology: of the job; ``auto`` goes by its size and its roles.
 
     Raises:
         UsageError: no such strategy, or several frameworks and no choice between them.
@@ -38,7 +39,7 @@ def resolve(name: str, frameworks: list[str], world_size: int) -> type[Strategy]
     framework, _, bare = name.rpartition(":")
     if bare == "auto":
         framework = framework or _only(frameworks)
-        bare = {"torch": "single" if world_size == 1 else "ddp"}.get(framework, framework)
+        bare = _usual(framework, topology)
     matches = [k for k in _HOMES if k[1] == bare and framework in ("", k[0])]
     if len(matches) > 1:
         matches = [key for key in matches if key[0] in frameworks] or matches
@@ -53,6 +54,17 @@ def resolve(name: str, frameworks: list[str], world_size: int) -> type[Strategy]
     module, _, attribute = _HOMES[matches[0]].partition(":")
     found: type[Strategy] = getattr(import_module(module), attribute)
     return found
+
+
+def _usual(framework: str, topology: Topology) -> str:
+    """What ``auto`` means."""
+    if framework == "xgboost":
+        return "collective"
+    if framework == "tensorflow" and (topology.cluster or {}).get("ps"):
+        return "parameter_server"
+    if framework in ("torch", "tensorflow") and topology.world_size == 1:
+        return "single"
+    return {"torch": "ddp", "tensorflow": "multi_worker"}.get(framework, framework)
 
 
 def _only(frameworks: list[str]) -> str:

@@ -14,7 +14,7 @@ from trainkit.config import settings
 from trainkit.coordination import Communicator
 from trainkit.doctor.devices import links
 from trainkit.strategies.torch.device import choose_device
-from trainkit.strategies.torch.link import RankLink
+from trainkit.strategies.torch.link import TorchLink
 from trainkit.strategies.torch.process_group import close_process_group, open_process_group
 from trainkit.topology import Role, Topology
 
@@ -41,7 +41,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         topology.local_rank or 0, topology.local_world_size, request=settings().device
     )
     torch.set_num_threads(1)
-    link = RankLink.open(topology, timeout) if topology.world_size != 1 else None
+    link = TorchLink.open(topology, timeout) if topology.world_size != 1 else None
     communicator = link.communicator if link is not None else Communicator.solo()
     if device.type == "cuda":
         torch.cuda.set_device(device)

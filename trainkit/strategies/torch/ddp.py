@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.coordination import Communicator, Store
-from trainkit.strategies.torch.link import RankLink
+from trainkit.strategies.torch.link import TorchLink
 from trainkit.strategies.torch.process_group import close_process_group, open_process_group
 from trainkit.strategies.torch.single import Single
 from trainkit.topology import Topology
@@ -33,7 +33,7 @@ class DDP(Single):
     def __init__(self, *, precision: str | None = None, device: str = "auto") -> None:
         """Prepare; see ``Single``."""
         super().__init__(precision=precision, device=device)
-        self.link: RankLink | None = None
+        self.link: TorchLink | None = None
 
     def connect(self, topology: Topology, timeout: float) -> None:
         """See ``Strategy.connect``: NCCL among GPUs, gloo among CPUs."""
@@ -41,7 +41,7 @@ class DDP(Single):
         if topology.world_size == 1:
             self.communicator = Communicator.solo()
         else:
-            self.link = RankLink.open(topology, timeout)
+            self.link = TorchLink.open(topology, timeout)
             self.communicator = self.link.communicator
         open_process_group(self.link, topology, self._device, timedelta(seconds=timeout))
         if self.link is not None:

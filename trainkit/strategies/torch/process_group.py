@@ -10,7 +10,7 @@ import torch.distributed as dist
 from trainkit import config
 from trainkit.coordination.network import interface_towards, own_address_is_loopback
 from trainkit.errors import EnvironmentFaultError
-from trainkit.strategies.torch.link import RankLink
+from trainkit.strategies.torch.link import TorchLink
 from trainkit.topology import Topology
 
 __all__ = ["close_process_group", "open_process_group"]
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def open_process_group(
-    link: RankLink | None, topology: Topology, device: torch.device, timeout: timedelta
+    link: TorchLink | None, topology: Topology, device: torch.device, timeout: timedelta
 ) -> None:
     """Open the default process group: NCCL for GPUs (gloo beside it), gloo for CPUs.
 
@@ -59,7 +59,7 @@ def close_process_group(*, failed: bool) -> None:
         dist.destroy_process_group()
 
 
-def _choose_gloo_interface(link: RankLink, topology: Topology) -> None:
+def _choose_gloo_interface(link: TorchLink, topology: Topology) -> None:
     """Have gloo listen where the other hosts can reach it.
 
     gloo takes the address that this host's own name resolves to, which with hostNetwork, or

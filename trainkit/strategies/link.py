@@ -1,0 +1,191 @@
+"""The way to the other ranks: a store that all share, and a communicator on it."""
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from trainkit import config
+from trainkit.coordination import Communicator, PrefixedStore, Store
+from trainkit.coordination.client import connect_store, serve_store
+from trainkit.coordination.join import join
+from trainkit.coordination.meeting import job_namespace, meet_on_host, publish_port
+from trainkit.errors import TrainkitError
+from trainkit.topology import Topology
+from trainkit.waiting import Deadline, wait_until
+
+__all__ = ["Endpoint", "RankLink"]
+
+log = logging.getLogger(__name__)
+
+_GOODBYE = 30.0
+"""Seconds that rank 0 keeps the store open for ranks that are still ending."""
+
+
+class Endpoint(Store, Protocol):
+    """A store that is reached over the network."""
+
+    @property
+    def host(self) -> str:
+        """Name or address of who serves it."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        ...
+
+    def close(self) -> None:
+        """Hang up; who serves it ends that."""
+        ...
+
+
+class RankLink:
+    """This rank's connection to the store of its round, and the communicator on top.
+
+    Rank 0 serves a store of ours, which needs no framework. Only where torchrun's agent serves
+    one already is that taken, and torch with it.
+    """
+
+    def __init__(self, store: Endpoint, prefix: str, topology: Topology, timeout: float) -> None:
+        """Wrap a store that the ranks have already met in; ``open`` does all of it."""
+        rank, world_size = _place(topology)
+        self.store = store
+        self.prefix = prefix
+        self._others: list[Endpoint] = []
+        self._control: Store = PrefixedStore(f"{prefix}/control", store)
+        self.communicator = Communicator(self._control, rank, world_size, timeout=timeout)
+
+    @classmethod
+    def open(
+        cls, topology: Topology, timeout: float, *, address: tuple[str, int] | None = None
+    ) -> "RankLink":
+        """Meet the other ranks of the job.
+
+        Args:
+            topology: of this rank.
+            timeout: seconds until all have to be there, and of each later call.
+            address: host of rank 0 and port for the store, where the master's own port has
+                another use; the topology's by default.
+
+        Raises:
+            DeadlineError: names who is missing, or which address cannot be reached.
+            EnvironmentFaultError: the port is taken, or ranks disagree about the world.
+        """
+        if cls is RankLink and _agent_serves(topology):
+            from trainkit.strategies.torch.link import TorchLink
+
+            return TorchLink.open(topology, timeout, address=address)
+        rank, world_size = _place(topology)
+        deadline = Deadline(timeout)
+        store, note = cls._shared_store(topology, address, deadline)
+        try:
+            prefix = join(store, rank, world_size, deadline)
+        except BaseException:
+            store.close()
+            raise
+        finally:
+            if note is not None:
+                note.unlink(missing_ok=True)
+        log.debug("rank %d of %d joined %s", rank, world_size, prefix)
+        return cls(store, prefix, topology, timeout)
+
+    @staticmethod
+    def _serve(port: int, deadline: Deadline) -> Endpoint:
+        return serve_store(port, deadline)
+
+    @staticmethod
+    def _connect(host: str, port: int, who: str, deadline: Deadline) -> Endpoint:
+        return connect_store(host, port, who, deadline)
+
+    @classmethod
+    def _shared_store(
+        cls, topology: Topology, address: tuple[str, int] | None, deadline: Deadline
+    ) -> tuple[Endpoint, Path | None]:
+        """The store that all ranks can reach, and a file to remove once they have met."""
+        rank, world_size = _place(topology)
+        who = f"rank {rank}"
+        host, port = address or (topology.master_addr, topology.master_port)
+        if host is not None and port is not None:
+            if rank == 0 and not _agent_serves(topology):
+                return cls._serve(port, deadline), None
+            return cls._connect(host, port, who, deadline), None
+        if topology.local_world_size == world_size:
+            namespace = job_namespace(config.environ())
+            if rank == 0:
+                store = cls._serve(0, deadline)
+                return store, publish_port(namespace, store.port)
+            port = meet_on_host(namespace, who=who, deadline=deadline)
+            return cls._connect("127.0.0.1", port, who, deadline), None
+        from trainkit.coordination.mpi import broadcast_address
+
+        if rank == 0:
+            store = cls._serve(0, deadline)
+            broadcast_address(store.port)
+            return store, None
+        host, port = broadcast_address(None)
+        return cls._connect(host, port, who, deadline), None
+
+    def second_connection(self, name: str) -> Store:
+        """Keys of their own on a connection of their own, for another thread.
+
+        A connection serves one call at a time: a thread that waits on it blocks the others.
+        """
+        who = f"rank {self.communicator.rank}"
+        deadline = Deadline(self.communicator.timeout)
+        store = self._connect(self.store.host, self.store.port, who, deadline)
+        self._others.append(store)
+        return PrefixedStore(f"{self.prefix}/{name}", store)
+
+    def arrived(self) -> None:
+        """Say that this rank is connected with all others, in whatever else it uses for that."""
+        self._control.add("arrived", 1)
+
+    def await_arrivals(self) -> None:
+        """Return once every rank has said that it is connected.
+
+        gloo's way into a group takes several steps, and ends for one rank before it ends for
+        another: a rank whose training is over at once must not hang up on one that is still
+        connecting, which would take it for a crash.
+        """
+        try:
+            wait_until(
+                lambda: self._control.add("arrived", 0) >= self.communicator.world_size,
+                what="the other ranks to connect",
+                deadline=Deadline(_GOODBYE),
+            )
+        except TrainkitError as reason:
+            log.warning("%s", reason)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Leave; rank 0, which may serve the store, leaves last."""
+        if not failed:
+            self._say_goodbye()
+        for store in (*self._others, self.store):
+            store.close()
+
+    def _say_goodbye(self) -> None:
+        others = self.communicator.world_size - 1
+        try:
+            if self.communicator.rank != 0:
+                self._control.add("goodbye", 1)
+                return
+            wait_until(
+                lambda: self._control.add("goodbye", 0) >= others,
+                what="the other ranks to end",
+                deadline=Deadline(_GOODBYE),
+            )
+        except TrainkitError as reason:
+            # The work is done and saved; a peer that does not say goodbye has its own report.
+            log.warning("%s", reason)
+
+
+def _place(topology: Topology) -> tuple[int, int]:
+    if topology.rank is None or topology.world_size is None:
+        raise AssertionError(f"not a rank: {topology.summary()}")
+    return topology.rank, topology.world_size
+
+
+def _agent_serves(topology: Topology) -> bool:
+    """Whether torchrun's agent, which outlives the ranks, serves a store for them."""
+    given = config.environ().get("TORCHELASTIC_USE_AGENT_STORE")
+    return topology.platform == "torchelastic" and given == "True"
