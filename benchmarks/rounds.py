@@ -12,6 +12,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 __all__ = ["Spread", "machine", "print_table", "shuffled_rounds", "warn_if_busy"]
 
@@ -40,8 +43,8 @@ class Spread:
 
 
 def shuffled_rounds(
-    names: Sequence[str], rounds: int, measure: Callable[[str], float], *, seed: int = 0
-) -> Iterator[dict[str, float]]:
+    names: Sequence[str], rounds: int, measure: Callable[[str], T], *, seed: int = 0
+) -> Iterator[dict[str, T]]:
     """Measure every contender once a round.
 
     Args:

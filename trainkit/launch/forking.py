@@ -14,7 +14,8 @@ import time
 from typing import Any, NoReturn
 
 from trainkit.launch.nursery import receive, send
-from trainkit.launch.spares import Spares, become
+from trainkit.launch.spares import Spares
+from trainkit.processes.dying import DyingWatch
 from trainkit.processes.kernel import adopt_orphans
 from trainkit.processes.program import spare_finalizers
 from trainkit.processes.table import ProcessInfo, descendants, process_table
@@ -38,7 +39,7 @@ def main(descriptor: int, launcher: int) -> NoReturn:
     serve(socket.socket(fileno=descriptor), launcher)
 
 
-def serve(control: socket.socket, launcher: int) -> NoReturn:
+def serve(control: socket.socket, launcher: int, dying: DyingWatch | None = None) -> NoReturn:
     """Serve the launcher at the other end until it is gone; then end everything below."""
     os.setsid()  # a terminal's Ctrl-C is the launcher's, which passes it on
     spare_finalizers()
@@ -47,7 +48,7 @@ def serve(control: socket.socket, launcher: int) -> NoReturn:
         if number in _IGNORED or callable(signal.getsignal(number)):  # the launcher's notices
             signal.signal(number, signal.SIG_IGN)
     adopt_orphans()
-    server = _Server(control, launcher)
+    server = _Server(control, launcher, dying)
     try:
         server.loop()
     finally:
@@ -60,10 +61,10 @@ class _Over(BaseException):
 
 
 class _Server:
-    def __init__(self, control: socket.socket, launcher: int) -> None:
+    def __init__(self, control: socket.socket, launcher: int, dying: DyingWatch | None) -> None:
         self._control, self._launcher, self._pid = control, launcher, os.getpid()
         self._children: set[int] = set()
-        self._spares = Spares(self._close_own_files)
+        self._spares = Spares(self._close_own_files, dying)
         self._folders: list[str] = []
         self._killed: set[int] = set()  # by us, so that their ends are nobody's fault
         self._foreseen, self._foresee_at = 0, 0.0  # how many, and when to make ready for them
@@ -138,7 +139,7 @@ class _Server:
             if pid == 0 and not error:
                 try:
                     self._spares.close_files()
-                    become(message, files, self._pid)
+                    self._spares.become(message, files, self._pid)
                 finally:
                     os._exit(1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)

@@ -13,7 +13,7 @@ from trainkit.errors import ExitCode
 from trainkit.launch.ends import RankEnd, first_failure
 from trainkit.launch.entry import Entry
 from trainkit.launch.hang import HangWatch, Stuck
-from trainkit.launch.nursery import Ended, Nursery, Stray
+from trainkit.launch.nursery import Dying, Ended, Nursery, Stray
 from trainkit.launch.output import RankOutput
 from trainkit.lifecycle.stacks import DUMP_SIGNAL
 from trainkit.waiting import Deadline
@@ -75,6 +75,7 @@ class LocalRanks:
         self._forked = forked
         self._running: dict[int, RankSpec] = {}
         self._asked: set[int] = set()
+        self._dying: dict[int, int] = {}
         self._attempt = -1
         self.ends: list[RankEnd] = []
         """Of this attempt, in the order in which they were seen."""
@@ -107,6 +108,7 @@ class LocalRanks:
         """
         self._attempt += 1
         self.ends, self.strays, self.stuck, self._asked = [], [], [], set()
+        self._dying = {}
         self._hang.reset()
         pids = {}
         for spec in specs:
@@ -137,8 +139,8 @@ class LocalRanks:
 
     @property
     def failed(self) -> bool:
-        """Whether one of them ended otherwise than with 0."""
-        return any(end.exitcode for end in self.ends)
+        """Whether one of them ended otherwise than with 0, or is about to."""
+        return any(self._codes())
 
     def pass_on(
         self, number: signal.Signals, grace: float, sent: signal.Signals | None = None
@@ -190,7 +192,7 @@ class LocalRanks:
         """
         self._watch_until(self._somebody_failed, grace)
         self._watch_until(self._cause_is_known, _SETTLE)
-        if not successors or any(end.exitcode in unless for end in self.ends):
+        if not successors or any(code in unless for code in self._codes()):
             self._watch_until(self._all_ended, _LAST_WORDS)
             successors = 0
         self.kill()
@@ -272,26 +274,34 @@ class LocalRanks:
             self.watch(min(0.02, deadline.left))
 
     def _somebody_failed(self) -> bool:
-        return any(end.exitcode not in _STOPPED for end in self.ends)
+        return any(code not in _STOPPED for code in self._codes())
 
     def _cause_is_known(self) -> bool:
-        codes = [end.exitcode for end in self.ends if end.exitcode]
-        return any(code != ExitCode.RETRYABLE for code in codes)
+        return any(code not in (0, ExitCode.RETRYABLE) for code in self._codes())
+
+    def _codes(self) -> list[int]:
+        """Exit codes of those that have ended, and of those that have begun to."""
+        return [*(end.exitcode for end in self.ends), *self._dying.values()]
 
     def _all_ended(self) -> bool:
         return not self._running
 
     def _ask(self, number: signal.Signals) -> None:
-        self._asked.update(self._running)
+        self._asked.update(self._running.keys() - self._dying.keys())
         if self._running:
             self._nursery.signal_all(self._running, number)
 
-    def _take(self, event: Ended | Stray) -> None:
+    def _take(self, event: Dying | Ended | Stray) -> None:
+        if isinstance(event, Dying):
+            if event.pid in self._running and event.pid not in self._asked:
+                self._dying[event.pid] = event.exitcode
+            return
         if isinstance(event, Stray):
             if not self._asked:
                 self.strays.append(event)
             return
         spec = self._running.pop(event.pid, None)
+        self._dying.pop(event.pid, None)
         if spec is None:
             return
         error_file = self.rank_folder(spec.local_rank) / "error.json"

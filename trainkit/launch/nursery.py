@@ -25,11 +25,12 @@ from typing import Any
 from trainkit import config
 from trainkit.errors import RetryableError
 from trainkit.launch.entry import Entry
+from trainkit.processes.dying import DyingWatch
 from trainkit.processes.kernel import adopt_orphans
 from trainkit.processes.table import descendants, own_children, process_table
 from trainkit.waiting import Deadline
 
-__all__ = ["Ended", "Nursery", "Stray", "receive", "send"]
+__all__ = ["Dying", "Ended", "Nursery", "Stray", "receive", "send"]
 
 _LENGTH = struct.Struct("!I")
 
@@ -46,6 +47,15 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Dying:
+    """A process that the nursery forked has failed, and will have ended in a moment."""
+
+    pid: int
+    exitcode: int
+    """As in subprocess, never 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stray:
     """A process that a rank had started, and that outlived its own parent, has ended."""
 
@@ -57,8 +67,14 @@ class Stray:
 class Nursery:
     """Starts processes, signals them, and tells of their ends."""
 
-    def __init__(self, control: socket.socket, pid: int) -> None:
-        """Take over the socket to a nursery that runs; ``start`` makes one."""
+    def __init__(self, control: socket.socket, pid: int, dying: DyingWatch | None = None) -> None:
+        """Take over the socket to a nursery that runs; ``start`` makes one.
+
+        Args:
+            control: the socket.
+            pid: of the nursery.
+            dying: watches ranks that are forked; None where it cannot.
+        """
         self.pid = pid
         # Ranks die with a nursery that is killed; what they started is then this process's.
         with contextlib.suppress(OSError):
@@ -66,9 +82,12 @@ class Nursery:
         self._others = own_children() - {pid}
         self._control = control
         self._lock = threading.Lock()
-        self._events: list[Ended | Stray] = []
+        self._events: list[Dying | Ended | Stray] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
+        self._dying = dying
+        if dying is not None:
+            self._selector.register(dying, selectors.EVENT_READ)
 
     @classmethod
     def start(cls) -> "Nursery":
@@ -77,17 +96,20 @@ class Nursery:
             return cls._start_anew()
         ours, theirs = socket.socketpair()
         launcher = os.getpid()
+        dying = None
+        with contextlib.suppress(OSError):
+            dying = DyingWatch()
         pid = os.fork()
         if pid == 0:
             try:
                 ours.close()
                 from trainkit.launch.forking import serve
 
-                serve(theirs, launcher)
+                serve(theirs, launcher, dying)
             finally:
                 os._exit(1)
         theirs.close()
-        return cls(ours, pid)
+        return cls(ours, pid, dying)
 
     @classmethod
     def _start_anew(cls) -> "Nursery":
@@ -120,12 +142,14 @@ class Nursery:
         Raises:
             RetryableError: it cannot be started; the message says why.
         """
+        slot = self._dying.slot() if forked and self._dying is not None else 0
         request = {
             "op": "start",
             "entry": entry.dump(),
             "environ": dict(environ),
             "files": list(files),
             "forked": forked,
+            "slot": slot,
         }
         self._send(request, list(files.values()))
         while True:
@@ -133,6 +157,8 @@ class Nursery:
             if answer["event"] == "started":
                 if answer["error"]:
                     raise RetryableError(f"a rank could not be started: {answer['error']}")
+                if self._dying is not None and slot:
+                    self._dying.watch(slot, int(answer["pid"]))
                 return int(answer["pid"])
             self._take(answer)
 
@@ -166,19 +192,18 @@ class Nursery:
         """Have ``folder`` removed also where this process is killed, and cannot do it itself."""
         self._send({"op": "folder", "path": str(folder)})
 
-    def events(self, timeout: float) -> list[Ended | Stray]:
-        """What has ended, waiting at most ``timeout`` seconds for the first.
+    def events(self, timeout: float) -> list[Dying | Ended | Stray]:
+        """What has ended or is about to, waiting at most ``timeout`` seconds for the first.
 
         Raises:
             RetryableError: the nursery itself is gone.
         """
         deadline = Deadline(timeout)
         while not self._events:
-            if not self._selector.select(deadline.left):
+            if not self._look(deadline.left):
                 break
-            self._take(self._receive())
-        while self._selector.select(0):
-            self._take(self._receive())
+        while self._look(0):
+            pass
         found, self._events = self._events, []
         return found
 
@@ -192,12 +217,14 @@ class Nursery:
         with contextlib.suppress(OSError, RetryableError):
             self._send({"op": "close", "grace": grace})
             deadline = Deadline(grace + 10.0)
+            self._stop_watching()
             while not deadline.passed and self._selector.select(deadline.left):
                 answer = self._receive()
                 if answer["event"] == "closed":
                     break
                 self._take(answer)
         strays += [event for event in self._events if isinstance(event, Stray)]
+        self._stop_watching()
         self._selector.close()
         self._control.close()
         with contextlib.suppress(ChildProcessError):
@@ -209,6 +236,22 @@ class Nursery:
                     break
                 time.sleep(0.002)
         return strays
+
+    def _look(self, timeout: float) -> bool:
+        """Take what has come; False where nothing does within ``timeout`` seconds."""
+        ready = self._selector.select(timeout)
+        for key, _ in ready:
+            if key.fileobj is self._control:
+                self._take(self._receive())
+            elif self._dying is not None:
+                self._events += [Dying(pid, code) for pid, code in self._dying.take()]
+        return bool(ready)
+
+    def _stop_watching(self) -> None:
+        if self._dying is not None:
+            self._selector.unregister(self._dying)
+            self._dying.close()
+            self._dying = None
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "ended":

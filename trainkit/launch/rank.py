@@ -41,13 +41,13 @@ _LATER = (
 def preload(*, later: bool = False) -> None:
     """Import torch with one native thread, so that this process can be forked.
 
-    Args:
-        later: also what training programs import once they run. Ranks then have no memory of
-            their own for it (100 MB each), are ended in half the time, and start again with it.
-
     OpenMP and OpenBLAS read their number of threads when they are loaded. Nor does the garbage
     collector run: it would look through the same million objects again and again, a sixth of
     the time, for a few thousand that are garbage; it leaves all of them alone from then on.
+
+    Args:
+        later: also what training programs import once they run. Ranks then have no memory of
+            their own for it, which the kernel would have to take down, and start again with it.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = config.environ()

@@ -7,21 +7,24 @@ from typing import Any, NoReturn
 
 from trainkit.launch.nursery import receive, send
 from trainkit.launch.rank import become_rank
+from trainkit.processes.dying import DyingWatch
 from trainkit.processes.kernel import die_with_parent
 from trainkit.processes.program import default_signals
 
-__all__ = ["Spares", "become"]
+__all__ = ["Spares"]
 
 
 class Spares:
     """Of one process that forks ranks; none of them outlives it."""
 
-    def __init__(self, close_files: Callable[[], None]) -> None:
+    def __init__(self, close_files: Callable[[], None], dying: DyingWatch | None) -> None:
         """Begin without any.
 
         Args:
             close_files: closes in a fork what belongs to its parent.
+            dying: tells the launcher when a rank begins to die.
         """
+        self._dying = dying
         self._pid = os.getpid()
         self._close_files = close_files
         self._waiting: dict[int, socket.socket] = {}
@@ -41,7 +44,7 @@ class Spares:
                 try:
                     self.close_files()
                     ours.close()
-                    _await_orders(theirs, self._pid)
+                    self._await_orders(theirs)
                 finally:
                     os._exit(1)
             theirs.close()
@@ -81,20 +84,20 @@ class Spares:
         for orders in self._waiting.values():
             orders.close()
 
+    def become(self, message: dict[str, Any], files: list[int], nursery: int) -> NoReturn:
+        """Turn this fork into the rank that ``message`` describes."""
+        if message["slot"] and self._dying is not None:
+            self._dying.hold(message["slot"])
+        become_rank(message, dict(zip(message["files"], files, strict=True)), nursery)
 
-def become(message: dict[str, Any], files: list[int], nursery: int) -> NoReturn:
-    """Turn this fork into the rank that ``message`` describes."""
-    become_rank(message, dict(zip(message["files"], files, strict=True)), nursery)
-
-
-def _await_orders(orders: socket.socket, nursery: int) -> NoReturn:
-    die_with_parent()
-    default_signals()
-    try:
-        message, files = receive(orders)
-    except OSError:
-        message = None
-    if message is None:
-        os._exit(0)
-    orders.close()
-    become(message, files, nursery)
+    def _await_orders(self, orders: socket.socket) -> NoReturn:
+        die_with_parent()
+        default_signals()
+        try:
+            message, files = receive(orders)
+        except OSError:
+            message = None
+        if message is None:
+            os._exit(0)
+        orders.close()
+        self.become(message, files, self._pid)
