@@ -7,6 +7,7 @@ import pytest
 
 from trainkit.launch.entry import Entry
 from trainkit.launch.nursery import Nursery
+from trainkit.processes.kernel import adopt_orphans
 from trainkit.waiting import Deadline
 
 
@@ -35,3 +36,17 @@ def test_a_signal_right_after_the_start_is_not_lost(nursery, number):
         nursery.signal(pid, number)
         ends.append(end_of(nursery, pid))
     assert ends == [-number] * 10
+
+
+def test_who_goes_on_after_it_adopts_nobody():
+    """A process stays what it was: ended descendants of others would wait for it for ever."""
+    before = adopt_orphans(False)
+    try:
+        made = Nursery.start()
+        made.close()
+        assert adopt_orphans(False) is False
+        adopt_orphans()
+        Nursery.start().close()
+        assert adopt_orphans(False) is True
+    finally:
+        adopt_orphans(before)

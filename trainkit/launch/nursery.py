@@ -77,8 +77,9 @@ class Nursery:
         """
         self.pid = pid
         # Ranks die with a nursery that is killed; what they started is then this process's.
+        self._adopted = True
         with contextlib.suppress(OSError):
-            adopt_orphans()
+            self._adopted = adopt_orphans()
         self._others = own_children() - {pid}
         self._control = control
         self._lock = threading.Lock()
@@ -235,6 +236,9 @@ class Nursery:
                     os.waitpid(self.pid, 0)
                     break
                 time.sleep(0.002)
+        if not self._adopted:  # who goes on after this has no use for it
+            with contextlib.suppress(OSError):
+                adopt_orphans(False)
         return strays
 
     def _look(self, timeout: float) -> bool:

@@ -6,18 +6,24 @@ import signal
 
 __all__ = ["adopt_orphans", "die_with_parent"]
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, as PID 1 is for all.
+def adopt_orphans(wanted: bool = True) -> bool:
+    """Become the parent of descendants whose own parent ends, as PID 1 is for all; or no more.
+
+    Returns:
+        Whether this process was that before.
 
     Raises:
         OSError: the kernel refused.
     """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    before = ctypes.c_int(0)
+    _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted))
+    return bool(before.value)
 
 
 def die_with_parent() -> None:
