@@ -1,0 +1,296 @@
+"""A worker's connection to one server: requests, answers, and what becomes of it when it breaks."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trainkit.errors import DeadlineError, EnvironmentFaultError, PeerLostError, TrainkitError
+from trainkit.strategies.torch.local_sgd.addresses import Address
+from trainkit.strategies.torch.local_sgd.connection import keep_alive
+from trainkit.strategies.torch.local_sgd.frames import (
+    EMPTY,
+    Frame,
+    FrameReader,
+    Kind,
+    ProtocolError,
+    new_buffer,
+    packed,
+)
+from trainkit.waiting import Deadline, wait_until
+
+__all__ = ["ControlLink", "JobOver", "ServerLink"]
+
+log = logging.getLogger(__name__)
+
+_SILENCE = 30.0
+"""Seconds without a byte from a server that has something to answer: it gives signs of life more
+often, so it or the way to it is gone."""
+_SLICE = 1.0
+"""Seconds of one wait for the socket, between which deadlines are looked at."""
+_CONNECT = 5.0
+"""Seconds of one attempt to connect, and of the greeting."""
+_NOTICE = 10.0
+"""Seconds of quiet waiting; then the log says for whom."""
+
+
+class JobOver(SystemExit):
+    """The chief is done, so there is nothing left to train for; a normal end, with code 0."""
+
+
+class ServerLink:
+    """The connection of worker ``rank`` to the server ``index``."""
+
+    def __init__(self, index: int, address: Address, rank: int, world_size: int) -> None:
+        """Prepare; ``connect`` connects."""
+        self.index = index
+        self.address = address
+        self.welcome: dict[str, Any] = {}
+        """What the server said when this worker came."""
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._rank = rank
+        self._world_size = world_size
+        self._socket: socket.socket | None = None
+        self._heard = 0.0
+        self._reader = FrameReader(lambda kind, number, size: new_buffer(size))
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"ps {self.index} at {self.address[0]}:{self.address[1]}"
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._socket is not None
+
+    def connect(self, deadline: Deadline) -> None:
+        """Connect and greet, as often as it takes.
+
+        Raises:
+            DeadlineError: it did not work in time; names the server and the last reason.
+            EnvironmentFaultError: the server is of another job or version.
+        """
+        last = "not tried yet"
+
+        def reached() -> bool:
+            nonlocal last
+            try:
+                self._open()
+            except TrainkitError:
+                raise
+            except socket.gaierror:
+                last = f"the name {self.address[0]} is not known to DNS"
+            except OSError as reason:
+                last = reason.strerror or str(reason)
+            return self._socket is not None
+
+        wait_until(
+            reached,
+            what=f"worker {self._rank} to reach {self.name}",
+            whom=lambda: last,
+            deadline=deadline,
+            hint=(
+                "Is its pod running, and does its Service exist? TRAINKIT_TIMEOUT sets the seconds."
+            ),
+        )
+
+    def greet(self) -> None:
+        """Ask anew how the server is doing.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        meta = {"server": self.index, "world_size": self._world_size, "member": True}
+        self.send(Kind.HELLO, meta=meta)
+        self.welcome = {**self.receive(Kind.WELCOME).meta}
+        if self.welcome["over"]:
+            raise _over(self._rank)
+
+    def _open(self) -> None:
+        self._socket = _connected(self.address)
+        self._reader = FrameReader(lambda kind, number, size: new_buffer(size))
+        try:
+            self.greet()
+        except OSError:
+            self.close()
+            raise
+        if self._socket is not None:
+            self._socket.settimeout(_SLICE)
+
+    def send(
+        self,
+        kind: Kind,
+        *,
+        round: int = -1,
+        meta: Mapping[str, Any] | None = None,
+        payloads: tuple[memoryview, ...] = (),
+    ) -> None:
+        """Send a frame.
+
+        Raises:
+            OSError: the connection is lost; it is closed then.
+        """
+        if self._socket is None:
+            raise ConnectionResetError("not connected")
+        size = sum(map(len, payloads))
+        head = memoryview(packed(kind, rank=self._rank, round=round, meta=meta, size=size))
+        try:
+            for part in (head, *payloads):
+                moved = time.monotonic()
+                while len(part):
+                    try:
+                        count = self._socket.send(part)
+                    except TimeoutError:
+                        if time.monotonic() - moved > _SILENCE:
+                            raise
+                        continue
+                    moved = time.monotonic()
+                    self.bytes_sent += count
+                    part = part[count:]
+        except OSError:
+            self.close()
+            raise
+
+    def receive(self, *kinds: Kind, deadline: Deadline | None = None) -> Frame:
+        """Wait for an answer of one of ``kinds``.
+
+        Args:
+            kinds: what may come.
+            deadline: when to give up; by default the server decides.
+
+        Raises:
+            OSError: the connection is lost; it is closed then.
+            DeadlineError: ``deadline`` passed.
+            PeerLostError: the server has given this worker up.
+            EnvironmentFaultError: the server refuses this worker.
+            JobOver: the chief is done.
+        """
+        began, notice, words = time.monotonic(), _NOTICE, f"{self.name} to answer"
+        self._heard = began
+        while True:
+            frame = self._next()
+            if deadline is not None and deadline.passed and (frame is None or frame.kind not in kinds):
+                raise DeadlineError(
+                    f"worker {self._rank} gave up after {deadline.seconds:.0f} s of waiting for "
+                    f"{words}. Look at the log of who is missing for the first error; "
+                    f"TRAINKIT_TIMEOUT sets the seconds."
+                )
+            if frame is None:
+                continue
+            if frame.kind in kinds:
+                return frame
+            if frame.kind is Kind.WAITING:
+                words = _waiting(frame.meta)
+                waited = time.monotonic() - began
+                if waited >= notice:
+                    notice *= 2
+                    log.warning("waiting since %.0f s for %s", waited, words)
+            elif frame.kind is Kind.FAULT:
+                self.close()
+                message = f"{self.name}: {frame.meta.get('message')}"
+                raise (EnvironmentFaultError if frame.meta.get("final") else PeerLostError)(message)
+            elif frame.kind is Kind.OVER:
+                raise _over(self._rank)
+            else:
+                self.close()
+                raise ProtocolError(f"{self.name} answered {frame.kind.name} to something else")
+
+    def _next(self) -> Frame | None:
+        """The next frame; None if none was complete for a while."""
+        if self._socket is None:
+            raise ConnectionResetError("not connected")
+        try:
+            while True:
+                try:
+                    count = self._socket.recv_into(self._reader.target)
+                except TimeoutError:
+                    if time.monotonic() - self._heard > _SILENCE:
+                        raise
+                    return None
+                if count == 0:
+                    raise ConnectionResetError("closed by the server")
+                self._heard = time.monotonic()
+                self.bytes_received += count
+                frame = self._reader.received(count)
+                if frame is not None:
+                    return frame
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up; the server goes on without this worker."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class ControlLink:
+    """Questions to the first server that are not about parameters; from any thread."""
+
+    def __init__(self, address: Address, rank: int, *, timeout: float) -> None:
+        """Prepare; ``timeout`` is seconds for one question."""
+        self._address = address
+        self._rank = rank
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """Ask, on the connection of the last question if there is one.
+
+        Raises:
+            OSError: the server does not answer.
+        """
+        with self._lock:
+            if self._socket is None:
+                self._socket = _connected(self._address, self._timeout)
+            try:
+                return self._asked(self._socket, question)
+            except OSError:
+                self._socket.close()
+                self._socket = None
+                raise
+
+    def _asked(self, connection: socket.socket, question: Mapping[str, Any]) -> dict[str, Any]:
+        connection.sendall(packed(Kind.CONTROL, rank=self._rank, meta=question))
+        reader = FrameReader(lambda kind, number, size: EMPTY)
+        while True:
+            count = connection.recv_into(reader.target)
+            if count == 0:
+                raise ConnectionResetError("closed by the server")
+            frame = reader.received(count)
+            if frame is not None and frame.kind is Kind.ANSWER:
+                return frame.meta
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+def _connected(address: Address, seconds: float = _CONNECT) -> socket.socket:
+    connection = socket.create_connection(address, timeout=seconds)
+    if connection.getsockname() == connection.getpeername():
+        # TCP lets a socket connect to itself where nobody listens on an ephemeral port.
+        connection.close()
+        raise ConnectionRefusedError("nobody listens")
+    keep_alive(connection)
+    return connection
+
+
+def _waiting(meta: Mapping[str, Any]) -> str:
+    missing = meta.get("missing") or []
+    who = f" (missing: worker {', '.join(map(str, missing))})" if missing else ""
+    return f"{meta.get('what')}{who}"
+
+
+def _over(rank: int) -> JobOver:
+    log.info("worker %d: the chief is done, so this worker ends too", rank)
+    return JobOver(0)
