@@ -60,6 +60,27 @@ def _seconds_or_never(text: str) -> float:
     return 0.0 if float(text) == 0 else _seconds(text)
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError("expected a positive number")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ValueError("expected a number from 0 to below 1")
+    return value
+
+
+def _index(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("expected 0 or more")
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -146,6 +167,30 @@ class Settings:
         "auto",
         "library for s3://: auto takes obstore where it can do the same as fsspec; or fsspec",
     )
+    outer_lr: float = _setting(
+        "TRAINKIT_OUTER_LR",
+        _positive,
+        0.7,
+        "learning rate of the outer optimizer on parameter servers",
+    )
+    outer_momentum: float = _setting(
+        "TRAINKIT_OUTER_MOMENTUM",
+        _share,
+        0.9,
+        "Nesterov momentum of the outer optimizer on parameter servers; 0 with an lr of 1 averages",
+    )
+    ps_hosts: tuple[str, ...] = _setting(
+        "TRAINKIT_PS_HOSTS",
+        _parts,
+        (),
+        "host:port of each parameter server, by commas, where no operator says it",
+    )
+    ps_index: int | None = _setting(
+        "TRAINKIT_PS_INDEX",
+        _index,
+        None,
+        "makes this process the parameter server of that place in TRAINKIT_PS_HOSTS, from 0",
+    )
     quit_sidecar: str = _setting(
         "TRAINKIT_QUIT_SIDECAR",
         _one_of("done", "always", "never"),
@@ -173,6 +218,12 @@ class Settings:
         None,
         "port of sshd in an MPI job's pods; else the image's, or 2222 where sshd is not root's",
     )
+    sync_every: int = _setting(
+        "TRAINKIT_SYNC_EVERY",
+        _count,
+        16,
+        "optimizer steps between two rounds with parameter servers",
+    )
     wait_for: tuple[str, ...] = _setting(
         "TRAINKIT_WAIT_FOR",
         _parts,
@@ -184,6 +235,12 @@ class Settings:
         _seconds,
         600.0,
         "seconds to wait for peers at the start, and for each agreement among ranks",
+    )
+    wire: str = _setting(
+        "TRAINKIT_WIRE",
+        _one_of("fp32", "bf16"),
+        "fp32",
+        "numbers between workers and parameter servers: fp32, or bf16 for half the bytes",
     )
 
 

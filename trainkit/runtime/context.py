@@ -112,13 +112,17 @@ class Context:
         if workers > self._most_workers and not self._topology.local_rank:
             self._most_workers = workers  # the loader for evaluation need not say it again
             warn_of_too_many(workers, self._topology.local_world_size or 1)
-        return ShardedDataLoader(
-            loader,
-            shard=self._strategy.data_shard,
-            seed=self._seed,
-            device=self._strategy.device,
-            train=train,
-        )
+        strategy = self._strategy
+
+        def sharded(shard: tuple[int, int]) -> ShardedDataLoader:
+            return ShardedDataLoader(
+                loader, shard=shard, seed=self._seed, device=strategy.device, train=train
+            )
+
+        if train is False:
+            return sharded(strategy.evaluation_shard())
+        found = sharded(strategy.data_shard)
+        return found if found.train else sharded(strategy.evaluation_shard())
 
     def shard(self, items: Sequence[T] | Iterable[T]) -> list[T]:
         """This rank's part of ``items``: every item goes to exactly one rank."""
@@ -162,16 +166,27 @@ class Context:
         """
         from trainkit.checkpoint import CheckpointManager, EverySteps
 
-        manager = CheckpointManager(
-            url or self._checkpoint_dir,
-            state,
-            save=EverySteps(save) if isinstance(save, int) else save,
-            keep=keep,
-            communicator=self._strategy.communicator,
-            monitor=self._monitor,
-            local_tier=local_tier or self._local_tier,
-            options=options,
-        )
+        url = url or self._checkpoint_dir
+        policy = EverySteps(save) if isinstance(save, int) else save
+        shared = self._strategy.shared
+        manager: CheckpointManager
+        if shared is not None:
+            from trainkit.runtime.served import ServedCheckpoints
+
+            manager = ServedCheckpoints(
+                url, state, shared, save=policy, keep=keep, monitor=self._monitor, options=options
+            )
+        else:
+            manager = CheckpointManager(
+                url,
+                state,
+                save=policy,
+                keep=keep,
+                communicator=self._strategy.communicator,
+                monitor=self._monitor,
+                local_tier=local_tier or self._local_tier,
+                options=options,
+            )
         self.managers.append(manager)
         return manager
 

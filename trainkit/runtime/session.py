@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trainkit import config
-from trainkit.coordination import StepAgreement
 from trainkit.errors import DeadlineError, Preempted, TrainkitError, UsageError
 from trainkit.frameworks import frameworks_named_by
 from trainkit.lifecycle import RankMonitor
@@ -78,6 +77,9 @@ def serve(strategy: Strategy, topology: Topology, settings: config.Settings) -> 
 
     It is not watched for a heartbeat: that it does nothing is how a server waits.
     """
+    if strategy.hears_notices:
+        strategy.serve(topology, settings.timeout)
+        return
     monitor = RankMonitor(
         signals=settings.preemption_signals, grace_period=settings.grace_period, heartbeat_file=None
     )
@@ -193,17 +195,12 @@ class Session:
                     stack.callback(manager.close, failed=failed)
 
     def _agree_to_stop(self, monitor: RankMonitor) -> None:
-        communicator = self._strategy.communicator
-        if communicator.world_size == 1:
-            return
         # Whoever does not answer within the grace period will not be answered for any more.
-        agreement = StepAgreement(
-            self._strategy.watch_store(),
-            communicator.rank,
-            communicator.world_size,
-            timeout=min(self._settings.timeout, self._settings.grace_period),
+        agreement = self._strategy.stop_agreement(
+            min(self._settings.timeout, self._settings.grace_period)
         )
-        monitor.agree_with(agreement)
+        if agreement is not None:
+            monitor.agree_with(agreement)
 
 
 def _save_unsaved(manager: "CheckpointManager") -> None:

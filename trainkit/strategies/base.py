@@ -1,15 +1,15 @@
 """What every strategy offers, whatever its framework."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from trainkit.coordination import Communicator, Store
+from trainkit.coordination import Communicator, StepAgreement, Store
 from trainkit.topology import Role, Topology
 
-__all__ = ["Duty", "Strategy"]
+__all__ = ["Duty", "SharedState", "Strategy"]
 
 
 class Duty(StrEnum):
@@ -19,6 +19,45 @@ class Duty(StrEnum):
     SERVE = "serve"
     EVALUATE = "evaluate"
     IDLE = "idle"
+
+
+class SharedState(Protocol):
+    """A run whose parameters are kept by servers: what checkpoints have to do with them."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether this rank is the one that saves."""
+        ...
+
+    @property
+    def outer(self) -> Any:
+        """A further entry of the checkpoint: what the servers know besides parameters."""
+        ...
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the model here is as the servers have it, so that it may be saved."""
+        ...
+
+    def carry(self, state: Mapping[str, Any]) -> None:
+        """Hand entries of the checkpoint on to ranks that come in later."""
+        ...
+
+    def begin(self, restore: Callable[[], int | None] | None = None) -> int | None:
+        """Restore what was saved, if it has to be, and take the job's parameters and position.
+
+        Returns:
+            The step of the job; None where it begins.
+        """
+        ...
+
+    def stepped(self, step: int) -> None:
+        """Hear that the loop has counted ``step``."""
+        ...
+
+    def synchronize(self) -> None:
+        """Bring the model here and the servers together."""
+        ...
 
 
 class Strategy(ABC):
@@ -32,6 +71,9 @@ class Strategy(ABC):
     """``torch``, ``tensorflow``, ``xgboost`` or ``plain``."""
     name: ClassVar[str]
     """As users write it in ``strategy=``."""
+
+    hears_notices: ClassVar[bool] = False
+    """Whether ``serve`` listens for notices to stop itself; else one ends it at once."""
 
     communicator: Communicator
     """The control plane; there after ``connect``."""
@@ -89,6 +131,31 @@ class Strategy(ABC):
     def watch_store(self) -> Store:
         """A store for a watching thread, while the training thread uses the communicator's."""
         return self.communicator.store
+
+    def evaluation_shard(self) -> tuple[int, int]:
+        """(index, count): which part of the data of an evaluation this rank reads.
+
+        Called by all ranks together, at its beginning.
+        """
+        return self.data_shard
+
+    def stop_agreement(self, timeout: float) -> StepAgreement | None:
+        """What has all ranks stop after the same step; None where a rank stops by itself.
+
+        Args:
+            timeout: seconds to wait for the other ranks.
+        """
+        communicator = self.communicator
+        if communicator.world_size == 1:
+            return None
+        return StepAgreement(
+            self.watch_store(), communicator.rank, communicator.world_size, timeout=timeout
+        )
+
+    @property
+    def shared(self) -> SharedState | None:
+        """Where the state of the run is kept by others than the ranks; None where it is not."""
+        return None
 
     @abstractmethod
     def setup(self, model: Any) -> Any:

@@ -13,6 +13,7 @@ __all__ = ["resolve", "strategies"]
 _HOMES: dict[tuple[str, str], str] = {
     ("plain", "plain"): "trainkit.strategies.plain:Plain",
     ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
+    ("torch", "parameter_server"): "trainkit.strategies.torch.local_sgd.strategy:ParameterServer",
     ("torch", "single"): "trainkit.strategies.torch.single:Single",
 }
 

@@ -20,6 +20,7 @@ _Row = tuple[str, str, tuple[str, ...]]
 # Launchers start ranks inside pods, and overwrite or outlive what the pod had: the innermost
 # is asked first.
 _LAUNCHERS: tuple[_Row, ...] = (
+    ("servers", "Servers", ("TRAINKIT_PS_INDEX",)),
     ("torchelastic", "TorchElastic", ("TORCHELASTIC_RUN_ID",)),
     ("mpi", "Mpi", ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMI_ID")),
     ("slurm", "Slurm", ("SLURM_STEP_ID",)),

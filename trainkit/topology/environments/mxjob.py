@@ -28,8 +28,9 @@ _ROLES = {
 class MXJob:
     """MXNet's parameter servers: workers have ranks, servers and the scheduler have none.
 
-    The operator and MXNet are retired: the pod is recognised, so that it is not taken for a
-    lone process, and told what to use instead.
+    The operator and MXNet are retired; trainkit trains torch in such a job, with the strategy
+    ``parameter_server``. The scheduler has no index: all it has to do there is to end with the
+    job, since the operator takes its end for the job's.
     """
 
     name = "mxjob"
@@ -42,7 +43,8 @@ class MXJob:
         role = _ROLES.get(word or "")
         if role is None:
             raise malformed(sight, "DMLC_ROLE", "one of " + ", ".join(_ROLES))
-        index = _index(sight)
+        config = _config(sight)
+        index = _index(sight, config)
         size = integer(sight, "DMLC_NUM_WORKER")
         trains = word == "worker"
         if trains and index is not None and size:
@@ -53,7 +55,7 @@ class MXJob:
         return Topology(
             platform=self.name,
             role=role,
-            role_index=index,
+            role_index=None if word == "scheduler" else index,
             rank=index if trains else None,
             world_size=size or None,
             local_rank=0 if trains else None,
@@ -62,12 +64,14 @@ class MXJob:
             num_nodes=size or None,
             master_addr=host,
             master_port=port(sight, "DMLC_PS_ROOT_PORT") if host else None,
+            cluster=_cluster(config),
             notes=(
-                "MXJob and MXNet are retired, and trainkit has no strategy for them: move the "
-                "training to PyTorch, and the job to a PyTorchJob or TrainJob.",
+                "MXJob and MXNet are retired: train PyTorch here with strategy='parameter_server', "
+                "or move the job to a PyTorchJob or TrainJob.",
             ),
             sources={
                 "role": "DMLC_ROLE",
+                "cluster": "MX_CONFIG",
                 "role_index": "MX_CONFIG",
                 "rank": "DMLC_WORKER_ID",
                 "local_rank": "DMLC_ROLE",
@@ -81,9 +85,7 @@ class MXJob:
         )
 
 
-def _index(sight: Sight) -> int | None:
-    """Index within the role: of a worker in DMLC_WORKER_ID too, of others in MX_CONFIG alone."""
-    worker = integer(sight, "DMLC_WORKER_ID")
+def _config(sight: Sight) -> dict[str, Any]:
     try:
         config: Any = json.loads(sight.get("MX_CONFIG") or "{}")
     except (ValueError, RecursionError) as reason:
@@ -91,7 +93,13 @@ def _index(sight: Sight) -> int | None:
             f"MX_CONFIG is not JSON: {reason}. Somebody probably wrote it by hand. Leave it as "
             f"the operator set it."
         ) from None
-    task = config.get("task") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _index(sight: Sight, config: dict[str, Any]) -> int | None:
+    """Index within the role: of a worker in DMLC_WORKER_ID too, of others in MX_CONFIG alone."""
+    worker = integer(sight, "DMLC_WORKER_ID")
+    task = config.get("task")
     index = task.get("index") if isinstance(task, dict) else None
     if index is None:
         return worker
@@ -103,3 +111,22 @@ def _index(sight: Sight) -> int | None:
             f"workers. Probably the command changed one. Leave both as the operator set them."
         )
     return index
+
+
+def _cluster(config: dict[str, Any]) -> dict[str, list[str]] | None:
+    """Addresses of servers and workers, under the names that the roles have everywhere."""
+    given = config.get("cluster")
+    if not isinstance(given, dict):
+        return None
+    found = {}
+    for name, role in (("server", "ps"), ("worker", "worker")):
+        tasks = given.get(name)
+        if not isinstance(tasks, list) or not tasks:
+            continue
+        if not all(isinstance(task, dict) and "url" in task and "port" in task for task in tasks):
+            raise TopologyError(
+                f"MX_CONFIG has {str(tasks)[:80]!r} for {name!r} in its cluster: expected a list "
+                f'of {{"url": …, "port": …}}. Leave it as the operator set it.'
+            )
+        found[role] = [f"{task['url']}:{task['port']}" for task in tasks]
+    return found or None

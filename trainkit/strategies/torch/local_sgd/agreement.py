@@ -65,7 +65,7 @@ class StopAgreement(StepAgreement):
             log.warning("worker %d leaves after step %d; the others go on", self._worker.rank, step)
             return True
         if self._decided is None:
-            self._decided = self._agree(step)
+            self._decided = self._voted(step)
             log.info("all workers stop after step %d", max(self._decided, step))
         if step < self._decided:
             return False
@@ -77,7 +77,7 @@ class StopAgreement(StepAgreement):
         """Ask nothing more."""
         self._link.close()
 
-    def _agree(self, step: int) -> int:
+    def _voted(self, step: int) -> int:
         deadline = Deadline(self._seconds)
         while not deadline.passed:
             try:
@@ -108,5 +108,3 @@ class StopAgreement(StepAgreement):
             raise
         except OSError as reason:
             raise PeerLostError(f"ps 0 does not answer: {reason}") from None
-
-

@@ -66,7 +66,7 @@ class Connection:
             OSError: the connection is lost, or was closed by the other side.
             ProtocolError: it is not our protocol.
         """
-        frames = []
+        frames: list[Frame] = []
         left = _AT_ONCE
         while left > 0:
             try:
@@ -120,5 +120,3 @@ class Connection:
         self._outbox.clear()
         with contextlib.suppress(OSError):
             self.socket.close()
-
-

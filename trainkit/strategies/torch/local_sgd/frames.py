@@ -94,7 +94,7 @@ def packed(
 
 def new_buffer(size: int) -> memoryview:
     """Memory for ``size`` bytes that is not filled with zeros first, and that torch can view."""
-    return memoryview(torch.empty(size, dtype=torch.uint8).numpy()) if size else EMPTY
+    return torch.empty(size, dtype=torch.uint8).numpy().data if size else EMPTY
 
 
 class FrameReader:
@@ -163,7 +163,9 @@ class FrameReader:
         self._fields = (Kind(kind), rank, number)
         self._payload = self._place(Kind(kind), number, size) if size else EMPTY
         if len(self._payload) != size:
-            raise ProtocolError(f"{Kind(kind).name} with {size} bytes, expected {len(self._payload)}")
+            raise ProtocolError(
+                f"{Kind(kind).name} with {size} bytes, expected {len(self._payload)}"
+            )
         self._text = memoryview(bytearray(text))
         self._target = self._text
 

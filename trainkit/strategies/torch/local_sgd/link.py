@@ -173,7 +173,11 @@ class ServerLink:
         self._heard = began
         while True:
             frame = self._next()
-            if deadline is not None and deadline.passed and (frame is None or frame.kind not in kinds):
+            if (
+                deadline is not None
+                and deadline.passed
+                and (frame is None or frame.kind not in kinds)
+            ):
                 raise DeadlineError(
                     f"worker {self._rank} gave up after {deadline.seconds:.0f} s of waiting for "
                     f"{words}. Look at the log of who is missing for the first error; "

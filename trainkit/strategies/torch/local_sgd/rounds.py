@@ -152,9 +152,7 @@ class Rounds:
     def is_over(self, now: float) -> bool:
         """Whether the open round has all that it waits for."""
         return (
-            self.round is not None
-            and bool(self._pushed.get(self.round))
-            and not self.missing(now)
+            self.round is not None and bool(self._pushed.get(self.round)) and not self.missing(now)
         )
 
     def close(self, now: float) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""A parameter server: one thread, one loop, one shard, and any number of workers that come and go."""
+"""A parameter server: one thread, one loop, one shard, and workers that come and go."""
 
 import logging
 import selectors
@@ -197,8 +197,12 @@ class ShardServer:
         rank = connection.rank
         if rank is not None and self._workers.get(rank) is connection:
             if rank in self.rounds.members:
-                log.warning("worker %d is gone (%s): round %s goes on without it", rank, why,
-                            self.rounds.round)
+                log.warning(
+                    "worker %d is gone (%s): round %s goes on without it",
+                    rank,
+                    why,
+                    self.rounds.round,
+                )
             self._forget(rank)
         self._drop(connection)
 

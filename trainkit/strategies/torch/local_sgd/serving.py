@@ -125,5 +125,3 @@ class _Life:
     def _preempted(self, words: str) -> Preempted:
         code = ExitCode.INTERRUPTED if self.notice is signal.SIGINT else ExitCode.PREEMPTED
         return Preempted(f"ps {self._index}: {words}", exit_code=code)
-
-

@@ -1,4 +1,4 @@
-"""What checkpoints have to do with servers: who saves, what is carried along, where one comes in."""
+"""What checkpoints have to do with servers: who saves, and what goes along with a round."""
 
 import json
 import logging

@@ -40,6 +40,7 @@ class ParameterServer(Single):
     """
 
     name = "parameter_server"
+    hears_notices = True
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class ParameterServer(Single):
         serve_shard(index, addresses, topology.world_size or 1, timeout)
 
     def connect(self, topology: Topology, timeout: float) -> None:
-        """See ``Strategy.connect``: reach all servers; the workers meet when parameters are there."""
+        """See ``Strategy.connect``: reach all servers."""
         if topology.rank is None or topology.world_size is None:
             raise StrategyError(
                 f"strategy='parameter_server' needs a rank and a world size "
@@ -154,7 +155,10 @@ class ParameterServer(Single):
             )
         self._modules.append(model)
         FlatLayout(self._modules)  # what it cannot hold is an error here and not later
-        self._hooks.append(model.register_forward_pre_hook(self._first_forward))
+        first: Callable[..., None] = self._first_forward
+        if getattr(model, "_compiled_call_impl", None) is not None:
+            first = torch.compiler.disable(first)  # it talks to servers: not to be compiled
+        self._hooks.append(model.register_forward_pre_hook(first))
         return model
 
     def all_reduce(self, value: Any, op: str) -> Any:
@@ -172,7 +176,7 @@ class ParameterServer(Single):
         return reduce_gathered(value, list(given.values()), op)
 
     def evaluation_shard(self) -> tuple[int, int]:
-        """See ``Strategy.evaluation_shard``: over those who are there, after the round was ended."""
+        """See ``Strategy.evaluation_shard``: of those who are there; it ends the round."""
         worker = self._connected()
         if worker.world_size == 1:
             return 0, 1
@@ -225,7 +229,7 @@ class ParameterServer(Single):
         worker, shared = self._worker, self._shared
         if worker is None or shared is None or worker.begun or not module.training:
             return
-        _begin_outside(shared.begin)
+        shared.begin()
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """After any optimizer's step: the one that stepped first is the one that counts."""
@@ -255,12 +259,6 @@ class ParameterServer(Single):
         if self._worker is None:
             raise AssertionError("not connected")  # a bug of ours
         return self._worker
-
-
-@torch.compiler.disable
-def _begin_outside(begin: Callable[[], Any]) -> None:
-    """What torch.compile is not to look into."""
-    begin()
 
 
 def _trains(optimizer: torch.optim.Optimizer, layout: FlatLayout) -> bool:

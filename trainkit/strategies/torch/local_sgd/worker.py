@@ -4,6 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -234,7 +235,7 @@ class OuterWorker:
         """
         deadline = Deadline(self.timeout if timeout is None else timeout)
         for link in self.links:
-            self._try(link, lambda link=link: link.send(Kind.PARK))
+            self._try(link, partial(link.send, Kind.PARK))
         first = self.links[0]
         while True:
             try:
@@ -294,9 +295,7 @@ class OuterWorker:
                 log.warning("%s is lost: %s", link.name, reason)
         return deltas
 
-    def _take_outcome(
-        self, link: ServerLink, delta: memoryview, deadline: Deadline | None
-    ) -> None:
+    def _take_outcome(self, link: ServerLink, delta: memoryview, deadline: Deadline | None) -> None:
         while True:
             try:
                 frame = link.receive(Kind.ROUND, Kind.LATE, deadline=deadline)
@@ -387,9 +386,7 @@ class OuterWorker:
         link.send(Kind.JOIN, meta=meta)
         return link.receive(Kind.STATE, deadline=deadline)
 
-    def _rejoin(
-        self, link: ServerLink, reason: OSError, deadline: Deadline | None = None
-    ) -> Frame:
+    def _rejoin(self, link: ServerLink, reason: OSError, deadline: Deadline | None = None) -> Frame:
         """Come back to a server after the connection was lost, or the server itself."""
         log.warning("%s is lost (%s): waiting until it is back", link.name, reason)
         deadline = deadline or Deadline(self.timeout)
@@ -459,5 +456,3 @@ class OuterWorker:
         if self._layout is None or self._mirror is None:
             raise AssertionError("no model was set up")  # a bug of ours
         return self._layout, self._mirror
-
-
