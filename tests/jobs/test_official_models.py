@@ -36,10 +36,10 @@ def native(document: Document) -> Document:
     return document
 
 
-def pytorchjob(document: Document) -> Document:
+def kubeflow(document: Document) -> Document:
     client = ApiClient()
     response = SimpleNamespace(data=json.dumps(document))
-    model = client.deserialize(response, "KubeflowOrgV1PyTorchJob")
+    model = client.deserialize(response, f"KubeflowOrgV1{document['kind']}")
     kept: Document = client.sanitize_for_serialization(model)
     return kept
 
@@ -53,7 +53,8 @@ def trainjob(document: Document) -> Document:
 MODELS: dict[str, Callable[[Document], Document]] = {
     "Job": native,
     "PersistentVolumeClaim": native,
-    "PyTorchJob": pytorchjob,
+    "PyTorchJob": kubeflow,
+    "TFJob": kubeflow,
     "TrainJob": trainjob,
 }
 
@@ -84,6 +85,10 @@ def unknown_volume_field(document: Document) -> None:
     replica["template"]["spec"]["volumes"][1]["emptyDir"]["sizeLimits"] = "1Gi"
 
 
+def role_of_another_kind(document: Document) -> None:
+    document["spec"]["tfReplicaSpec"] = document["spec"].pop("tfReplicaSpecs")
+
+
 def policy_of_a_job(document: Document) -> None:
     document["spec"]["podFailurePolicy"] = {"rules": []}
 
@@ -112,6 +117,7 @@ def number_for_a_quantity(document: Document) -> None:
         ("mnist/job", misspelt_grace),
         ("mnist/pytorchjob", unknown_volume_field),
         ("mnist/pytorchjob", policy_of_a_job),
+        ("mnist/tfjob-torch", role_of_another_kind),
         ("mnist/trainjob", words_for_a_count),
         ("mnist/trainjob", grace_in_the_wrong_place),
         ("mnist/trainjob", restart_policy_in_a_patch),

@@ -38,7 +38,9 @@ def pods(document: dict[str, Any]) -> list[Pod]:
         (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
         template, trainer = job["template"]["spec"]["template"], spec["trainer"]
         return [_pod(template, trainer, trainer["resourcesPerNode"])]
-    if document["kind"] == "PyTorchJob":
+    if document["kind"] == "TFJob":
+        templates = [replica["template"] for replica in spec["tfReplicaSpecs"].values()]
+    elif document["kind"] == "PyTorchJob":
         templates = [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
     else:
         templates = [spec["template"]]
@@ -77,7 +79,7 @@ every_pod = pytest.mark.parametrize(
 
 def test_there_is_a_file_for_each_kind():
     kinds = {load(file)["kind"] for file in RECIPES if file.parent.name == "mnist"}
-    assert kinds == {"Job", "PyTorchJob", "TrainJob"}
+    assert kinds == {"Job", "PyTorchJob", "TFJob", "TrainJob"}
 
 
 @every_pod
@@ -166,3 +168,13 @@ def test_the_pods_of_a_pytorchjob_are_alike_and_restart_by_exit_code():
     assert {replica["restartPolicy"] for replica in replicas.values()} == {"ExitCode"}
     names = [c["name"] for c in replicas["Master"]["template"]["spec"]["containers"]]
     assert names == ["pytorch"], "the operator looks for this name"
+
+
+def test_a_tfjob_of_torch_has_a_server_and_restarts_by_exit_code():
+    replicas = load(ROOT / "recipes/mnist/tfjob-torch.yaml")["spec"]["tfReplicaSpecs"]
+    assert list(replicas) == ["Chief", "Worker", "PS"]
+    assert {replica["restartPolicy"] for replica in replicas.values()} == {"ExitCode"}
+    containers = [r["template"]["spec"]["containers"][0] for r in replicas.values()]
+    assert {container["name"] for container in containers} == {"tensorflow"}
+    assert all("--strategy=parameter_server" in c["command"] for c in containers)
+    assert all(container["env"] == containers[0]["env"] for container in containers)

@@ -280,8 +280,9 @@ class ShardServer:
         self._position = meta["position"] or {"round": frame.round}
         now = time.monotonic()
         self.rounds.seed(frame.round, now, expected=meta["expected"], begun=meta["begun"])
-        for rank, other in self._workers.items():
-            if other.joining is not None:  # who waits for the first parameters goes on waiting
+        for rank, other in list(self._workers.items()):
+            if other.joining is not None and self._fits(other):
+                # who waits for the first parameters goes on waiting
                 self.rounds.ask(rank, now, earliest=other.joining["earliest"])
         connection.queue(Kind.OK)
 
@@ -302,6 +303,8 @@ class ShardServer:
         connection.keeper = bool(meta["keeper"])
         earliest = meta["earliest"]
         connection.joining = {"fingerprint": meta["fingerprint"], "earliest": earliest}
+        if self._shard is not None and not self._fits(connection):
+            return
         self.rounds.ask(connection.rank, now, earliest=earliest)
         if earliest is not None and earliest == self.rounds.round:
             self.rounds.expect(meta["together"], now)
@@ -395,16 +398,22 @@ class ShardServer:
         connection = self._workers.get(rank)
         if connection is None or connection.joining is None or rank not in self.rounds.members:
             return
-        expected, connection.joining = connection.joining["fingerprint"], None
-        if expected != self._seed["fingerprint"]:
-            self._refuse(
-                connection,
-                f"worker {rank} has another model than the chief (names, shapes or their order "
-                f"differ): all workers have to set up the same model",
-                final=True,
-            )
-            return
+        connection.joining = None
         self._send_state(connection, Kind.STATE)
+
+    def _fits(self, connection: Connection) -> bool:
+        """Whether a worker that joins has the chief's model; it is refused if not."""
+        if connection.joining is None:
+            raise AssertionError("it does not join")  # a bug of ours
+        if connection.joining["fingerprint"] == self._seed["fingerprint"]:
+            return True
+        self._refuse(
+            connection,
+            f"worker {connection.rank} has another model than the chief (names, shapes or their "
+            f"order differ): all workers have to set up the same model",
+            final=True,
+        )
+        return False
 
     def _send_state(self, connection: Connection, kind: Kind) -> None:
         if self._shard is None:

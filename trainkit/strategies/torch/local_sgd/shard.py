@@ -66,17 +66,9 @@ class Shard:
         """Take over ``parameters`` (fp32 [N]) and ``momentum`` (fp32 [num_outer])."""
         self.options = options
         self._all = parameters
-        self._outer = torch.nn.Parameter(parameters[:num_outer])
-        self._rest = parameters[num_outer:]
-        self._optimizer = torch.optim.SGD(
-            [self._outer],
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov and options.momentum > 0,
-            fused=True,  # one pass over the shard
-        )
-        if momentum is not None and options.momentum:
-            self._optimizer.state[self._outer]["momentum_buffer"] = momentum
+        self._outer, self._rest = parameters[:num_outer], parameters[num_outer:]
+        size = num_outer if options.momentum else 0
+        self._momentum = torch.zeros(size) if momentum is None or not size else momentum
         # With bf16 on the wire, what the workers have: the sum of all that was sent. What rounding
         # keeps from them in one round is in the difference of the next.
         self._known = parameters.clone() if options.wire == "bf16" else parameters
@@ -94,39 +86,42 @@ class Shard:
     @property
     def momentum(self) -> torch.Tensor:
         """Of the outer optimizer: fp32 [num_outer]; empty where it has none."""
-        state = self._optimizer.state.get(self._outer, {})
-        found = state.get("momentum_buffer")
-        if found is not None:
-            buffer: torch.Tensor = found
-            return buffer
-        size = self._outer.numel() if self.options.momentum else 0
-        return torch.zeros(size)
+        return self._momentum
 
     @torch.no_grad()
     def step(self, deltas: Sequence[memoryview]) -> torch.Tensor:
-        """Take the outer step on the mean of ``deltas``, in their order.
+        """Take the outer step on the mean of ``deltas``, in their order; the first is overwritten.
 
         Returns:
             What members are sent: the parameters (fp32), or with bf16 their change.
         """
         wire = self.options.wire
         mean = as_tensor(deltas[0], wire).float()
-        if len(deltas) > 1:
-            if wire == "fp32":
-                mean = mean.clone()  # a buffer of the connection's
-            for delta in deltas[1:]:
-                mean.add_(as_tensor(delta, wire))
-            mean.div_(len(deltas))
+        for delta in deltas[1:]:
+            mean.add_(as_tensor(delta, wire))
+        mean.div_(len(deltas))
         split = self._outer.numel()
-        self._outer.grad = mean[:split]
-        self._optimizer.step()
-        self._outer.grad = None
+        self._step_outer(mean[:split])
         self._rest.sub_(mean[split:])
         if wire == "fp32":
             return self._all
         change = (self._all - self._known).to(torch.bfloat16)
         self._known.add_(change)
         return change
+
+    def _step_outer(self, gradient: torch.Tensor) -> None:
+        """SGD's step, as torch.optim has it, in place; importing that would take a second.
+
+        ``gradient`` is overwritten.
+        """
+        momentum, lr = self.options.momentum, self.options.lr
+        if momentum:
+            self._momentum.mul_(momentum).add_(gradient)
+            if self.options.nesterov:
+                gradient.add_(self._momentum, alpha=momentum)
+            else:
+                gradient = self._momentum
+        self._outer.sub_(gradient, alpha=lr)
 
 
 def options_from(values: Mapping[str, Any]) -> OuterOptions:

@@ -1,0 +1,311 @@
+"""Local SGD on parameter servers: equal to DDP where mathematics says so, and hard to kill."""
+
+import json
+import signal
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.distributed.served import AVERAGING, JOB, Job, trained_by_ddp
+from trainkit.testing import free_port, start_ranks
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A function that makes a job; all of it is ended when the test is."""
+    made = []
+
+    def make(**options):
+        folder = tmp_path / f"job-{len(made)}"
+        folder.mkdir()
+        made.append(Job(folder, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def assert_equal(one, two, **tolerance):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+def losses(job, rank=0):
+    """Step → loss, as it was done last."""
+    return {line["step"]: line["loss"] for line in job.steps(rank)}
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_averaging_after_every_step_is_data_parallel_training(job, tmp_path, servers):
+    """SGD's step is linear in the gradient, with momentum and weight decay too: the mean of steps
+    is the step of the mean. What is left is rounding, of a few parts in 10^7 a step, over 40
+    steps in which a small net amplifies it."""
+    expected = trained_by_ddp(tmp_path / "ddp")
+    served = job(servers=servers, **AVERAGING)
+    served.start_all()
+    served.end()
+    assert_equal(served.result(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(served.result(0)["0.weight"], served.result(1)["0.weight"])
+    assert "of 256.0" in served.output("chief-0")
+
+
+def test_eight_steps_between_rounds_learn_too_and_leave_all_workers_with_one_model(job):
+    served = job(servers=2, workers=2, TRAINKIT_SYNC_EVERY="8", JOB_STEPS="45")
+    served.start_all()
+    served.end()
+    for rank in (1, 2):
+        assert_equal(served.result(rank), served.result(0), rtol=0, atol=0)
+    found = losses(served)
+    assert sum(found[s] for s in range(36, 46)) < 0.7 * sum(found[s] for s in range(1, 11))
+    assert int(served.output("chief-0").rpartition("right")[2].split()[0]) > 180
+
+
+def test_half_of_the_bytes_train_as_well(job):
+    served = job(TRAINKIT_SYNC_EVERY="4", TRAINKIT_WIRE="bf16")
+    served.start_all()
+    served.end()
+    assert_equal(served.result(1), served.result(0), rtol=0, atol=0)
+    assert int(served.output("chief-0").rpartition("right")[2].split()[0]) > 180
+
+
+def test_batch_norms_statistics_are_averaged(job):
+    served = job(TRAINKIT_SYNC_EVERY="5", JOB_NORM="1", JOB_STEPS="20")
+    served.start_all()
+    served.end()
+    one, two = served.result(0), served.result(1)
+    assert torch.equal(one["1.running_mean"], two["1.running_mean"])
+    assert one["1.running_mean"].abs().max() > 0
+
+
+def test_a_killed_worker_is_not_waited_for_and_comes_back_where_the_others_are(job):
+    served = job(workers=2, TRAINKIT_SYNC_EVERY="2", JOB_STEPS="120", JOB_PAUSE="0.02")
+    served.start_all()
+    served.pods["worker-1"].wait_for("did step 8")
+    served.pods["worker-1"].kill()
+    served.pods.pop("worker-1").wait(30)
+    served.start("worker-1")
+    served.end()
+    assert "goes on without it" in served.output("ps-0")
+    first = int(served.output("worker-1").partition("begins at ")[2].split(",")[0])
+    assert 8 <= first < 120
+    assert first % 2 == 0
+    # It has the samples that go with the step: the epoch's order is the same for all.
+    by_step = {line["step"]: line["ids"] for line in served.steps(0)}
+    for line in served.steps(2):
+        assert not set(line["ids"]) & set(by_step[line["step"]])
+    assert_equal(served.result(2), served.result(0), rtol=0, atol=0)
+
+
+def test_a_killed_worker_that_never_comes_back_does_not_keep_the_job(job):
+    served = job(TRAINKIT_SYNC_EVERY="2", JOB_STEPS="60", JOB_PAUSE="0.01")
+    served.start_all()
+    served.pods["worker-0"].wait_for("did step 8")
+    served.pods["worker-0"].kill()
+    served.end(worker_0=-signal.SIGKILL)
+    assert "right" in served.output("chief-0")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_server_gets_its_part_back_and_nothing_is_lost(job, victim):
+    """The chief has the parameters and the momentum: the run is, bit for bit, the unbroken one."""
+    options = {"servers": 2, "TRAINKIT_SYNC_EVERY": "4", "JOB_STEPS": "60"}
+    unbroken = job(**options)
+    unbroken.start_all()
+    unbroken.end()
+    served = job(**options, JOB_PAUSE="0.02")
+    served.start_all()
+    served.pods["chief-0"].wait_for("did step 20")
+    served.pods[f"ps-{victim}"].kill()
+    served.pods.pop(f"ps-{victim}").wait(30)
+    served.start(f"ps-{victim}")
+    served.end()
+    assert f"given those of round" in served.output("chief-0")
+    assert losses(served) == losses(unbroken)
+    assert_equal(served.result(), unbroken.result(), rtol=0, atol=0)
+
+
+def test_a_killed_chief_comes_back_where_the_others_are(job):
+    served = job(TRAINKIT_SYNC_EVERY="2", JOB_STEPS="120", JOB_PAUSE="0.02")
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=str(served.folder / "ckpt"))
+    served.pods["chief-0"].wait_for("did step 20")
+    served.pods["chief-0"].kill()
+    served.pods.pop("chief-0").wait(30)
+    served.start("chief-0", TRAINKIT_CHECKPOINT_DIR=str(served.folder / "ckpt"))
+    served.end()
+    first = int(served.output("chief-0").partition("begins at ")[2].split(",")[0])
+    assert 20 <= first < 120
+    assert_equal(served.result(1), served.result(0), rtol=0, atol=0)
+
+
+def test_a_notice_to_the_chief_stops_all_after_one_step_and_loses_nothing(job):
+    """SIGTERM in the middle of a round: what follows is the unbroken run's, but for the order in
+    which a round was cut."""
+    served = job(servers=2, TRAINKIT_SYNC_EVERY="7", JOB_STEPS="150", JOB_PAUSE="0.02")
+    folder = str(served.folder / "ckpt")
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=folder)
+    served.pods["chief-0"].wait_for("did step 20")
+    served.pods["chief-0"].signal(signal.SIGTERM)
+    served.end(chief_0=143, worker_0=143, ps_0=143, ps_1=143)
+    last = [served.steps(rank)[-1]["step"] for rank in (0, 1)]
+    assert last[0] == last[1] < 150
+    assert f"it is saved in" in served.output("chief-0")
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=folder)
+    served.end()
+    for rank in (0, 1):
+        done = [line["step"] for line in served.steps(rank)]
+        assert done == list(range(1, 151))
+    for step in range(1, 151):
+        parts = [served.steps(rank)[step - 1]["ids"] for rank in (0, 1)]
+        assert not set(parts[0]) & set(parts[1])
+
+
+def test_a_notice_to_a_server_stops_the_job_in_order(job):
+    served = job(servers=2, TRAINKIT_SYNC_EVERY="4", JOB_STEPS="400", JOB_PAUSE="0.02")
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=str(served.folder / "ckpt"))
+    served.pods["chief-0"].wait_for("did step 8")
+    served.pods["ps-1"].signal(signal.SIGTERM)
+    served.end(chief_0=143, worker_0=143, ps_0=143, ps_1=143)
+    assert "it is saved in" in served.output("chief-0")
+
+
+def test_a_notice_to_a_worker_is_its_own(job):
+    served = job(TRAINKIT_SYNC_EVERY="4", JOB_STEPS="60", JOB_PAUSE="0.02")
+    served.start_all()
+    served.pods["worker-0"].wait_for("did step 8")
+    served.pods["worker-0"].signal(signal.SIGTERM)
+    served.end(worker_0=143)
+    assert "the others go on" in served.output("worker-0")
+
+
+def test_a_job_that_was_killed_goes_on_from_its_checkpoint(job):
+    served = job(servers=2, TRAINKIT_SYNC_EVERY="4", JOB_STEPS="60", JOB_PAUSE="0.02")
+    folder = str(served.folder / "ckpt")
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=folder)
+    served.pods["chief-0"].wait_for("did step 20")
+    for pod in served.pods.values():
+        pod.kill()
+    for pod in served.pods.values():
+        pod.wait(30)
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=folder)
+    served.end()
+    first = [
+        int(served.output(n).partition("begins at ")[2].split(",")[0])
+        for n in ("chief-0", "worker-0")
+    ]
+    assert first[0] == first[1] > 0
+    assert first[0] % 4 == 0
+    # The same run, but killed never: momentum and position were in the checkpoint.
+    unbroken = job(servers=1, TRAINKIT_SYNC_EVERY="4", JOB_STEPS="60")
+    unbroken.start_all()
+    unbroken.end()
+    assert losses(served) == pytest.approx(losses(unbroken), rel=1e-6)
+
+
+def test_a_server_and_the_chief_killed_together_set_the_job_back(job):
+    """Nobody has all that was on that server: the checkpoint has, and the other worker comes in
+    anew."""
+    served = job(servers=2, TRAINKIT_SYNC_EVERY="2", JOB_STEPS="100", JOB_PAUSE="0.02")
+    folder = str(served.folder / "ckpt")
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=folder)
+    served.pods["chief-0"].wait_for("did step 20")
+    for name in ("ps-1", "chief-0"):
+        served.pods[name].kill()
+        served.pods.pop(name).wait(30)
+    served.start("ps-1", "chief-0", TRAINKIT_CHECKPOINT_DIR=folder)
+    assert served.pods.pop("worker-0").wait(60).exit_code == 138
+    served.start("worker-0", TRAINKIT_CHECKPOINT_DIR=folder)
+    served.end()
+    assert losses(served).keys() == set(range(1, 101))
+
+
+def test_a_checkpoint_of_data_parallel_training_goes_on_here_and_back(job, tmp_path):
+    folder = str(tmp_path / "ckpt")
+    trained_by_ddp(tmp_path / "ddp", JOB_STEPS="10", TRAINKIT_CHECKPOINT_DIR=folder)
+    served = job(**AVERAGING, JOB_STEPS="20", TRAINKIT_CHECKPOINT_DIR=folder)
+    served.start_all()
+    served.end()
+    assert "begins at 10" in served.output("worker-0")
+    found = trained_by_ddp(tmp_path / "again", JOB_STEPS="40", TRAINKIT_CHECKPOINT_DIR=folder)
+    assert_equal(found, trained_by_ddp(tmp_path / "whole"), rtol=1e-4, atol=1e-6)
+
+
+def mxjob(role, index, ports, workers):
+    """A pod of an MXJob, as training-operator 1.8 makes it (golden case mxjob-worker-1)."""
+    cluster = {
+        kind: [{"url": "127.0.0.1", "port": port} for port in found]
+        for kind, found in ports.items()
+    }
+    labels = dict.fromkeys(ports, "")
+    task = {"type": role, "index": index}
+    environ = {
+        "MX_CONFIG": json.dumps({"cluster": cluster, "labels": labels, "task": task}),
+        "DMLC_PS_ROOT_URI": "127.0.0.1",
+        "DMLC_PS_ROOT_PORT": str(ports["scheduler"][0]),
+        "DMLC_NUM_SERVER": str(len(ports["server"])),
+        "DMLC_NUM_WORKER": str(workers),
+        "DMLC_ROLE": role,
+        "DMLC_USE_KUBERNETES": "1",
+    }
+    return environ | ({"DMLC_WORKER_ID": str(index)} if role == "worker" else {})
+
+
+def test_an_mxjob_trains_torch_and_its_scheduler_ends_with_it(job):
+    served = job(TRAINKIT_SYNC_EVERY="4")
+    ports = {kind: [free_port() for _ in range(n)] for kind, n in (("scheduler", 1), ("server", 2))}
+    ports["worker"] = [free_port(), free_port()]
+    for role, count in (("scheduler", 1), ("server", 2), ("worker", 2)):
+        for index in range(count):
+            served.start_as(f"{role}-{index}", **mxjob(role, index, ports, 2))
+    served.end()
+    assert_equal(served.result(1), served.result(0), rtol=0, atol=0)
+
+
+def test_torchruns_ranks_train_with_servers_that_were_started_by_hand(job):
+    served = job(TRAINKIT_SYNC_EVERY="4")
+    hosts = ",".join(served.cluster["ps"])
+    served.start_as("ps-0", TRAINKIT_PS_HOSTS=hosts, TRAINKIT_PS_INDEX="0")
+    environ = {**served.environ, "TRAINKIT_PS_HOSTS": hosts}
+    with start_ranks(served.folder / "job.py", 2, env=environ, cwd=served.folder) as ranks:
+        ranks.wait()
+    served.end()
+    assert_equal(served.result(1), served.result(0), rtol=0, atol=0)
+
+
+def test_a_job_without_servers_is_told_so_at_once(tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    with start_ranks(tmp_path / "job.py", 1, env=[{}], cwd=tmp_path) as ranks:
+        (result,) = ranks.wait(check=False)
+    assert result.exit_code == 78
+    assert "TRAINKIT_PS_HOSTS" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_server_that_does_not_come_is_named(job):
+    served = job(servers=2, TRAINKIT_TIMEOUT="2")
+    served.start("ps-0", "chief-0", TRAINKIT_TIMEOUT="2")
+    served.end(chief_0=138, ps_0=138)
+    assert f"ps 1 at {served.cluster['ps'][1]}" in served.output("chief-0")
+    assert "no worker for 2 s" in served.output("ps-0")
+    assert "Traceback" not in served.output("chief-0")
+
+
+def test_a_worker_that_does_not_come_is_named(job):
+    served = job(workers=2)
+    served.start("ps-0", TRAINKIT_TIMEOUT="8")
+    served.start("chief-0", "worker-1", TRAINKIT_TIMEOUT="7")
+    served.end(chief_0=138, worker_1=138, ps_0=138)
+    assert "missing: worker 1)" in served.output("chief-0")
+
+
+def test_another_model_than_the_chiefs_is_refused(job):
+    served = job(JOB_STEPS="5")
+    served.start("ps-0", "chief-0")
+    served.start("worker-0", JOB_NORM="1")
+    refused = served.pods.pop("worker-0")
+    assert refused.wait(60).exit_code == 78
+    assert "another model than the chief" in refused.output()
+    served.start("worker-0")
+    served.end()
