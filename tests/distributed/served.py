@@ -67,7 +67,7 @@ trainkit.run(main, strategy=os.environ.get("JOB_STRATEGY", "parameter_server"), 
 
 
 class Job:
-    """A job of one chief, workers and servers; pods are named ``chief-0``, ``worker-0``, ``ps-0``."""
+    """A job of one chief, workers and servers; pods are named ``worker-0`` and so on."""
 
     def __init__(self, folder: Path, *, workers: int = 1, servers: int = 1, **environ: str) -> None:
         """Give every pod an address; ``workers`` besides the chief."""

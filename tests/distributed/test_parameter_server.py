@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.distributed.served import AVERAGING, JOB, Job, trained_by_ddp
-from trainkit.testing import free_port, start_ranks
+from tests.distributed.served import AVERAGING, JOB, Job, trained_by_ddp  # noqa: E402
+from trainkit.testing import free_port, start_ranks  # noqa: E402
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_killed_server_gets_its_part_back_and_nothing_is_lost(job, victim):
     served.pods.pop(f"ps-{victim}").wait(30)
     served.start(f"ps-{victim}")
     served.end()
-    assert f"given those of round" in served.output("chief-0")
+    assert "given those of round" in served.output("chief-0")
     assert losses(served) == losses(unbroken)
     assert_equal(served.result(), unbroken.result(), rtol=0, atol=0)
 
@@ -151,7 +151,7 @@ def test_a_notice_to_the_chief_stops_all_after_one_step_and_loses_nothing(job):
     served.end(chief_0=143, worker_0=143, ps_0=143, ps_1=143)
     last = [served.steps(rank)[-1]["step"] for rank in (0, 1)]
     assert last[0] == last[1] < 150
-    assert f"it is saved in" in served.output("chief-0")
+    assert "it is saved in" in served.output("chief-0")
     served.start_all(TRAINKIT_CHECKPOINT_DIR=folder)
     served.end()
     for rank in (0, 1):

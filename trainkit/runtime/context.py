@@ -174,7 +174,14 @@ class Context:
             from trainkit.runtime.served import ServedCheckpoints
 
             manager = ServedCheckpoints(
-                url, state, shared, save=policy, keep=keep, monitor=self._monitor, options=options
+                url,
+                state,
+                shared,
+                save=policy,
+                keep=keep,
+                monitor=self._monitor,
+                local_tier=local_tier or self._local_tier,
+                options=options,
             )
         else:
             manager = CheckpointManager(

@@ -37,6 +37,7 @@ class ServedCheckpoints(CheckpointManager):
         save: SavePolicy | None,
         keep: int | RetentionPolicy,
         monitor: StopMonitor,
+        local_tier: str | None,
         options: CheckpointOptions | None,
     ) -> None:
         """See ``CheckpointManager``; ``shared`` is the strategy's.
@@ -55,6 +56,7 @@ class ServedCheckpoints(CheckpointManager):
             save=_InStep(save or EverySeconds(_DEFAULT_SECONDS), shared),
             keep=keep,
             monitor=monitor,
+            local_tier=local_tier if shared.saves else None,
             options=options if shared.saves else replace(options, read_only=True),
         )
 
@@ -79,8 +81,8 @@ class ServedCheckpoints(CheckpointManager):
         blocking: bool = False,
     ) -> None:
         """See ``CheckpointManager.save``; the round is ended for it, so all ranks call it."""
-        self._shared.synchronize()
         self._shared.stepped(step)
+        self._shared.synchronize()
         if self._shared.saves:
             super().save(step, metrics, blocking=blocking)
 

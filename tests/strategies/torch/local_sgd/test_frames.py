@@ -6,8 +6,6 @@ import zlib
 
 import pytest
 
-pytest.importorskip("torch")
-
 from trainkit.strategies.torch.local_sgd.frames import (
     _CRC,
     _HEADER,

@@ -1,9 +1,5 @@
 """Who is in a round and when it is over, in every order of events that a network can make."""
 
-import pytest
-
-pytest.importorskip("torch")
-
 from trainkit.strategies.torch.local_sgd.rounds import Rounds
 
 

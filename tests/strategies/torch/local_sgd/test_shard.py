@@ -1,8 +1,7 @@
 """The outer step: by its definition, and by what the workers are told of it."""
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from trainkit.errors import UsageError
 from trainkit.strategies.torch.local_sgd.shard import (

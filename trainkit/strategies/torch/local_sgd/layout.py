@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class FlatLayout:
     def spans(self, count: int) -> list[Span]:
         """The parts of ``count`` servers, in their order: as equal as can be."""
         cuts = [self.size * i // count for i in range(count + 1)]
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(pairwise(cuts))
 
     def outer_part(self, span: Span) -> int:
         """How many elements at the beginning of ``span`` are of trained parameters."""

@@ -1,5 +1,6 @@
 """A worker's connection to one server: requests, answers, and what becomes of it when it breaks."""
 
+import contextlib
 import logging
 import socket
 import threading
@@ -49,6 +50,8 @@ class ServerLink:
         self.address = address
         self.welcome: dict[str, Any] = {}
         """What the server said when this worker came."""
+        self.over = False
+        """Whether it has said that the chief is done."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self._rank = rank
@@ -108,7 +111,7 @@ class ServerLink:
         self.send(Kind.HELLO, meta=meta)
         self.welcome = {**self.receive(Kind.WELCOME).meta}
         if self.welcome["over"]:
-            raise _over(self._rank)
+            raise self._job_over()
 
     def _open(self) -> None:
         self._socket = _connected(self.address)
@@ -152,6 +155,7 @@ class ServerLink:
                     self.bytes_sent += count
                     part = part[count:]
         except OSError:
+            self._hear_last_words()
             self.close()
             raise
 
@@ -193,15 +197,41 @@ class ServerLink:
                 if waited >= notice:
                     notice *= 2
                     log.warning("waiting since %.0f s for %s", waited, words)
-            elif frame.kind is Kind.FAULT:
-                self.close()
-                message = f"{self.name}: {frame.meta.get('message')}"
-                raise (EnvironmentFaultError if frame.meta.get("final") else PeerLostError)(message)
-            elif frame.kind is Kind.OVER:
-                raise _over(self._rank)
+                if deadline is not None and frame.meta.get("live"):
+                    deadline = Deadline(deadline.seconds)  # others train, and their round will end
             else:
+                self._heed(frame)
                 self.close()
                 raise ProtocolError(f"{self.name} answered {frame.kind.name} to something else")
+
+    def _heed(self, frame: Frame) -> None:
+        """Raise what a server says without having been asked."""
+        if frame.kind is Kind.FAULT:
+            self.close()
+            message = f"{self.name}: {frame.meta.get('message')}"
+            raise (EnvironmentFaultError if frame.meta.get("final") else PeerLostError)(message)
+        if frame.kind is Kind.OVER:
+            raise self._job_over()
+
+    def _job_over(self) -> JobOver:
+        self.over = True
+        log.info("worker %d: the chief is done, so this worker ends too", self._rank)
+        return JobOver(0)
+
+    def _hear_last_words(self) -> None:
+        """What a server said before it hung up counts more than that it did."""
+        frame = None
+        with contextlib.suppress(OSError):
+            while self._socket is not None and frame is None:
+                self._socket.setblocking(False)
+                count = self._socket.recv_into(self._reader.target)
+                if count == 0:
+                    return
+                frame = self._reader.received(count)
+                if frame is not None and frame.kind not in (Kind.FAULT, Kind.OVER):
+                    frame = None
+        if frame is not None:
+            self._heed(frame)
 
     def _next(self) -> Frame | None:
         """The next frame; None if none was complete for a while."""
@@ -293,8 +323,3 @@ def _waiting(meta: Mapping[str, Any]) -> str:
     missing = meta.get("missing") or []
     who = f" (missing: worker {', '.join(map(str, missing))})" if missing else ""
     return f"{meta.get('what')}{who}"
-
-
-def _over(rank: int) -> JobOver:
-    log.info("worker %d: the chief is done, so this worker ends too", rank)
-    return JobOver(0)

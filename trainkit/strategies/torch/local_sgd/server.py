@@ -5,6 +5,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from trainkit.errors import EnvironmentFaultError
@@ -34,7 +35,7 @@ _MOST = 1 << 42
 """Bytes of a payload; more than any host has memory for is a mistake."""
 _MOST_SMALL = 1 << 30
 """Bytes that one worker may give to a gathering."""
-_SIGN_OF_LIFE = 5.0
+_SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life to those who wait."""
 _FOR_POSITION = 1.0
 """Seconds that a worker which comes in waits for the position in the data that goes with the
@@ -47,14 +48,14 @@ def listen(port: int) -> socket.socket:
     Raises:
         EnvironmentFaultError: the port is taken, or may not be used.
     """
-    both = socket.has_dualstack_ipv6()
+    if socket.has_dualstack_ipv6():
+        # A kernel that knows IPv6 may still have it turned off.
+        with suppress(OSError):
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128
+            )
     try:
-        return socket.create_server(
-            ("", port),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-            backlog=128,
-        )
+        return socket.create_server(("", port), backlog=128)
     except OSError as reason:
         from trainkit.coordination.network import port_holder
 
@@ -349,6 +350,7 @@ class ShardServer:
 
     def _leave(self, connection: Connection, frame: Frame) -> None:
         self.over = self.over or bool(frame.meta.get("done"))
+        self.vote.hold = self.vote.hold or bool(frame.meta.get("stopping"))
         connection.queue(Kind.BYE)
         if connection.rank is not None and self._workers.get(connection.rank) is connection:
             self._forget(connection.rank)
@@ -454,16 +456,18 @@ class ShardServer:
         for rank, connection in self._workers.items():
             if connection.is_sending:
                 continue
+            live = False
             if rank in self.gatherings.given:
                 what, missing = self.gatherings.name, gathering
             elif connection.joining is not None:
                 what = "parameters from the chief" if self._shard is None else "the next round"
                 missing = [0] if self._shard is None and 0 not in absent else absent
+                live = bool(self.rounds.members)
             elif self.rounds.waits(rank):
                 what, missing = f"round {self._round}", self.rounds.missing(now)
             else:
                 continue  # it trains
-            connection.queue(Kind.WAITING, meta={"what": what, "missing": missing})
+            connection.queue(Kind.WAITING, meta={"what": what, "missing": missing, "live": live})
 
     @property
     def _round(self) -> int:

@@ -46,6 +46,7 @@ class SharedRun:
         self._attach = attach
         self._carried: dict[str, Any] = {}
         self._untold = False
+        self._step = 0
         self._passed_over: set[str] = set()
         self.outer = OuterState(worker)
 
@@ -100,7 +101,8 @@ class SharedRun:
         if not position:
             return step
         self._take(position)
-        return position["step"] or None
+        self._step = position["step"]
+        return self._step or None
 
     def synchronized(self) -> None:
         """A round has ended; the next ``stepped`` says where in the data that is."""
@@ -108,14 +110,16 @@ class SharedRun:
 
     def stepped(self, step: int) -> None:
         """After each step, once the loop has counted it."""
+        self._step = step
         if self._untold:
             self._untold = False
             self._worker.tell_position(self._position(step))
 
     def synchronize(self) -> None:
-        """End the round here, so that what is saved is what the servers have."""
-        if self._worker.begun:
+        """End the round here, so that what is saved or tested is what the servers have."""
+        if self._worker.begun and self._worker.local_steps:
             self._worker.synchronize()
+            self._worker.tell_position(self._position(self._step))
 
     def _position(self, step: int) -> dict[str, Any]:
         states = {}

@@ -180,7 +180,8 @@ class ParameterServer(Single):
         worker = self._connected()
         if worker.world_size == 1:
             return 0, 1
-        worker.synchronize()
+        if self._shared is not None:
+            self._shared.synchronize()
         self._roll = sorted(worker.gather("evaluation", memoryview(b"")))
         return self._roll.index(worker.rank), len(self._roll)
 
@@ -209,7 +210,7 @@ class ParameterServer(Single):
             worker.hang_up()
             return
         stopping = worker.leaving or (self._agreement is not None and self._agreement.stopping)
-        worker.leave(done=worker.is_chief and not stopping)
+        worker.leave(stopping=stopping)
 
     # -- hooks ----------------------------------------------------------------------------------
 

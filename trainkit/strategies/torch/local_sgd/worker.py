@@ -198,7 +198,7 @@ class OuterWorker:
             DeadlineError: a server cannot be reached, or ``deadline`` passed.
             PeerLostError: this worker was given up, or is rounds behind.
         """
-        if not self.local_steps or not self.begun:
+        if not self.local_steps or not self.begun or self.over:
             return
         began = time.monotonic()
         deltas = self._push()
@@ -210,6 +210,11 @@ class OuterWorker:
         waited = time.monotonic() - began
         self.seconds_waited += waited
         self.longest_wait = max(self.longest_wait, waited)
+
+    @property
+    def over(self) -> bool:
+        """Whether a server has said that the chief is done."""
+        return any(link.over for link in self.links)
 
     def fall_back(self) -> None:
         """Give the model the parameters of the round's start, and forget the steps since."""
@@ -255,17 +260,23 @@ class OuterWorker:
             begin += size
         return values
 
-    def leave(self, *, done: bool) -> None:
-        """Go in order: what was learnt since the last round counts in the next outer step.
+    def leave(self, *, stopping: bool) -> None:
+        """Go in order.
 
         Args:
-            done: as the chief, that the job is done.
+            stopping: whether the job, or this worker, was asked to stop; otherwise the chief's
+                going is the end of the job.
         """
+        done = self.is_chief and not stopping
+        meta = {"done": done, "stopping": stopping and not self.leaving}
+        if self.over:
+            self.hang_up()
+            return
         if self.begun and self.local_steps and self.leaving:
             self._push()
         for link in self.links:
             try:
-                link.send(Kind.LEAVE, meta={"done": done})
+                link.send(Kind.LEAVE, meta=meta)
                 # Until it is heard: a connection that is closed with something unread in it may
                 # take with it what the server has not read yet.
                 while link.receive(Kind.BYE, Kind.ROUND, Kind.LATE).kind is not Kind.BYE:
