@@ -15,6 +15,7 @@ import torch, trainkit
 from torch.utils.data import DataLoader
 
 STEPS, PAUSE = int(os.environ.get("JOB_STEPS", "40")), float(os.environ.get("JOB_PAUSE", "0"))
+MOMENTUM = float(os.environ.get("JOB_MOMENTUM", "0.9"))
 NORM = os.environ.get("JOB_NORM") == "1"
 
 class Data(torch.utils.data.Dataset):
@@ -32,7 +33,7 @@ def main(ctx):
     middle = torch.nn.BatchNorm1d(32) if NORM else torch.nn.Tanh()
     net = torch.nn.Sequential(torch.nn.Linear(16, 32), middle, torch.nn.Linear(32, 4))
     model = ctx.setup(net)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=MOMENTUM, weight_decay=1e-3)
     loader = ctx.setup_dataloader(DataLoader(Data(), batch_size=8, shuffle=True))
     progress = trainkit.Progress()
     every = int(os.environ.get("JOB_SAVE", "10"))
@@ -50,7 +51,7 @@ def main(ctx):
                 out.write(json.dumps(line) + "\\n"); out.flush()
                 if progress.step in (1, 8, 20): print(f"did step {progress.step}", flush=True)
                 checkpoints.step(progress.step)
-                time.sleep(PAUSE)
+                if os.path.exists("slow"): time.sleep(PAUSE)
                 if progress.step >= STEPS: break
             if progress.step >= STEPS: break
     checkpoints.save_unsaved()
@@ -66,6 +67,18 @@ trainkit.run(main, strategy=os.environ.get("JOB_STRATEGY", "parameter_server"), 
 '''
 
 
+PRELOAD = (
+    "torch",
+    "torch._dynamo",  # which torch's optimizers import
+    "trainkit.checkpoint.manager",
+    "trainkit.data.torch",
+    "trainkit.runtime.entry",
+    "trainkit.strategies.torch.ddp",
+    "trainkit.strategies.torch.local_sgd.strategy",
+)
+"""A job has up to five processes, and some of them start twice: imported once for all."""
+
+
 class Job:
     """A job of one chief, workers and servers; pods are named ``worker-0`` and so on."""
 
@@ -73,6 +86,7 @@ class Job:
         """Give every pod an address; ``workers`` besides the chief."""
         self.folder = folder
         (folder / "job.py").write_text(JOB)
+        (folder / "slow").touch()
         self.cluster = {
             "chief": [f"127.0.0.1:{free_port()}"],
             "worker": [f"127.0.0.1:{free_port()}" for _ in range(workers)],
@@ -96,13 +110,19 @@ class Job:
     def start_as(self, name: str, **environ: str) -> None:
         """Start a pod with just these variables."""
         own = {**self.environ, **environ}
-        ranks = start_ranks(self.folder / "job.py", 1, env=[own], cwd=self.folder, timeout=120)
+        ranks = start_ranks(
+            self.folder / "job.py", 1, env=[own], cwd=self.folder, timeout=120, preload=PRELOAD
+        )
         self.pods[name] = self._stack.enter_context(ranks)[0]
 
     def start_all(self, **environ: str) -> None:
         """Start all pods but the evaluator."""
         kinds = [(kind, len(found)) for kind, found in self.cluster.items() if kind != "evaluator"]
         self.start(*(f"{kind}-{i}" for kind, count in kinds for i in range(count)), **environ)
+
+    def hurry(self) -> None:
+        """From now on no step takes longer than it has to: what JOB_PAUSE was for has happened."""
+        (self.folder / "slow").unlink()
 
     def end(self, seconds: float = 60.0, **codes: int) -> None:
         """Wait for all pods; each ends with 0, or as ``codes`` (with _ for -) says."""
@@ -135,7 +155,9 @@ def trained_by_ddp(folder: Path, ranks: int = 2, **environ: str) -> dict[str, to
     folder.mkdir(exist_ok=True)
     (folder / "job.py").write_text(JOB)
     own = {"OMP_NUM_THREADS": "1", "JOB_STRATEGY": "ddp", **environ}
-    with start_ranks(folder / "job.py", ranks, env=own, cwd=folder, timeout=120) as started:
+    with start_ranks(
+        folder / "job.py", ranks, env=own, cwd=folder, timeout=120, preload=PRELOAD
+    ) as started:
         started.wait()
     return torch.load(folder / "result-0.pt", weights_only=True)
 

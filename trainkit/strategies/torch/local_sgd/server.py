@@ -35,6 +35,10 @@ _MOST = 1 << 42
 """Bytes of a payload; more than any host has memory for is a mistake."""
 _MOST_SMALL = 1 << 30
 """Bytes that one worker may give to a gathering."""
+_SET_BACK = (
+    "the job was set back to its last checkpoint, since the chief and a server were lost together; "
+    "this worker has newer parameters. Started again, it comes in where the job is"
+)
 _SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life to those who wait."""
 _FOR_POSITION = 1.0
@@ -266,7 +270,7 @@ class ShardServer:
             # A chief that has lost its memory while another server lost its own: all begin again
             # with what was saved. Who is in with newer parameters has to come in anew.
             for rank in [rank for rank in self.rounds.members if rank != connection.rank]:
-                self._refuse(self._workers[rank], "the job was set back to its last checkpoint")
+                self._refuse(self._workers[rank], _SET_BACK)
             self.rounds = Rounds(self.rounds.world_size, self.rounds.patience)
             self.gatherings = Gatherings()
             self._arrivals.clear()
@@ -297,13 +301,9 @@ class ShardServer:
             self._refuse(connection, "the job is being stopped")
             return
         meta, now = frame.meta, time.monotonic()
-        seed = self._seed.get("seed")
-        if meta["seed"] is not None and seed is not None and meta["seed"] != seed:
-            self._refuse(connection, "the job was set back to its last checkpoint")
-            return
         connection.keeper = bool(meta["keeper"])
         earliest = meta["earliest"]
-        connection.joining = {"fingerprint": meta["fingerprint"], "earliest": earliest}
+        connection.joining = {key: meta[key] for key in ("fingerprint", "earliest", "seed")}
         if self._shard is not None and not self._fits(connection):
             return
         self.rounds.ask(connection.rank, now, earliest=earliest)
@@ -404,9 +404,12 @@ class ShardServer:
         self._send_state(connection, Kind.STATE)
 
     def _fits(self, connection: Connection) -> bool:
-        """Whether a worker that joins has the chief's model; it is refused if not."""
+        """Whether a worker that joins is of this start and has the chief's model; or refuse it."""
         if connection.joining is None:
             raise AssertionError("it does not join")  # a bug of ours
+        if connection.joining["seed"] not in (None, self._seed["seed"]):
+            self._refuse(connection, _SET_BACK)
+            return False
         if connection.joining["fingerprint"] == self._seed["fingerprint"]:
             return True
         self._refuse(
