@@ -22,7 +22,7 @@ from trainkit.strategies.torch.local_sgd.frames import (
 )
 from trainkit.waiting import Deadline, wait_until
 
-__all__ = ["ControlLink", "JobOver", "ServerLink"]
+__all__ = ["ControlLink", "JobOver", "ServerLink", "await_over"]
 
 log = logging.getLogger(__name__)
 
@@ -307,6 +307,30 @@ class ControlLink:
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
+
+
+def await_over(address: Address) -> None:
+    """Return when the server at ``address`` says that the job is over.
+
+    Raises:
+        ConnectionResetError: it was there, and is gone.
+        OSError: it cannot be reached.
+    """
+    connection = _connected(address)
+    reader = FrameReader(lambda kind, number, size: EMPTY)
+    try:
+        connection.settimeout(None)  # the kernel finds out where the other host is gone
+        while True:
+            count = connection.recv_into(reader.target)
+            if count == 0:
+                raise ConnectionResetError("closed by the server")
+            frame = reader.received(count)
+            if frame is not None and frame.kind is Kind.OVER:
+                return
+    except TimeoutError as reason:
+        raise ConnectionResetError(str(reason)) from None
+    finally:
+        connection.close()
 
 
 def _connected(address: Address, seconds: float = _CONNECT) -> socket.socket:
