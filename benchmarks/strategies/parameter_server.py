@@ -28,8 +28,7 @@ from benchmarks.rounds import Spread, machine, print_table, shuffled_rounds, war
 from trainkit.testing import free_port, start_ranks
 
 LAYERS, WIDTH, BATCH = 8, 1024, 8
-WARM = 2
-"""Rounds, or steps where rounds are shorter, before the clock starts."""
+PRELOAD = ("torch", "torch._dynamo", "trainkit.strategies.torch.local_sgd.strategy")
 CONTENDERS = {"DDP, gloo": None, "H = 1": 1, "H = 8": 8, "H = 64": 64, "H = 1, bf16": 1}
 
 
@@ -90,9 +89,9 @@ def measure(name: str) -> tuple[float, float]:
     every = CONTENDERS[name]
     wire = "bf16" if "bf16" in name else "fp32"
     steps = max(16, every or 0)
-    arguments = (every, wire, steps, WARM * (every or 1))
+    arguments = (every, wire, steps, max(4, every or 0))
     count, environs = (2, None) if every is None else (3, _environs())
-    with start_ranks(train, count, *arguments, env=environs, timeout=120) as ranks:
+    with start_ranks(train, count, *arguments, env=environs, timeout=120, preload=PRELOAD) as ranks:
         values = [result.value for result in ranks.wait()]
     chief = values[0] if every is None else values[1]
     seconds = chief["moments"][-1] - chief["moments"][0]
@@ -105,9 +104,9 @@ def measure(name: str) -> tuple[float, float]:
 
 def killed() -> tuple[float, float, float]:
     """Kill a worker; the chief's longest pause before and from then on, and its median step."""
-    arguments = (8, "fp32", 160, 16)
-    with start_ranks(train, 3, *arguments, env=_environs(), timeout=120) as ranks:
-        ranks[2].wait_for("step 92\n", 60)
+    arguments = (8, "fp32", 80, 8)
+    with start_ranks(train, 3, *arguments, env=_environs(), timeout=120, preload=PRELOAD) as ranks:
+        ranks[2].wait_for("step 44\n", 60)
         ranks[2].kill()
         moment = time.monotonic()
         moments = ranks.wait(check=False)[1].value["moments"]
