@@ -122,7 +122,10 @@ class Context:
         if train is False:
             return sharded(strategy.evaluation_shard())
         found = sharded(strategy.data_shard)
-        return found if found.train else sharded(strategy.evaluation_shard())
+        if found.train:
+            return found
+        shard = strategy.evaluation_shard()
+        return found if shard == strategy.data_shard else sharded(shard)
 
     def shard(self, items: Sequence[T] | Iterable[T]) -> list[T]:
         """This rank's part of ``items``: every item goes to exactly one rank."""
