@@ -246,6 +246,33 @@ def test_a_checkpoint_of_data_parallel_training_goes_on_here_and_back(job, tmp_p
     assert_equal(found, trained_by_ddp(tmp_path / "whole", **plain), rtol=1e-4, atol=1e-6)
 
 
+def test_the_mnist_recipe_learns_in_a_tfjob_with_the_settings_of_its_yaml(job):
+    served = job()
+    kinds = ("ps", "chief", "worker")
+    settings = {
+        "TRAINKIT_SYNC_EVERY": "16",
+        "TRAINKIT_OUTER_LR": "1",
+        "TRAINKIT_OUTER_MOMENTUM": "0",
+    }
+    environs = [
+        {
+            **served.environ,
+            **settings,
+            "TF_CONFIG": json.dumps(
+                {"cluster": served.cluster, "task": {"type": kind, "index": 0}}
+            ),
+        }
+        for kind in kinds
+    ]
+    flags = ["--strategy", "parameter_server"]
+    recipe = "-m trainkit.recipes.mnist"
+    with start_ranks(recipe, 3, argv=flags, env=environs, cwd=served.folder, timeout=120) as ranks:
+        results = ranks.wait()
+    done = json.loads(results[1].stdout.splitlines()[-1])
+    assert done["test_accuracy"] >= 0.97
+    assert done["step"] == 378
+
+
 def mxjob(role, index, ports, workers):
     """A pod of an MXJob, as training-operator 1.8 makes it (golden case mxjob-worker-1)."""
     cluster = {
