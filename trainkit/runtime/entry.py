@@ -18,6 +18,7 @@ from trainkit.errors import (
 )
 from trainkit.launch.announcing import log_topology
 from trainkit.lifecycle import die_with_parent, report
+from trainkit.processes.program import shut_down
 from trainkit.runtime.context import Context
 from trainkit.runtime.session import Session, choose_strategy, serve
 from trainkit.strategies import Duty, Strategy
@@ -147,6 +148,11 @@ def init(
     try:
         yield session.open(checkpoint_dir=checkpoint_dir, seed=seed)
         failed = False
+    except Exception as error:
+        found = session.diagnose(error)
+        if found is error:
+            raise
+        raise found from error
     finally:
         session.close(failed=failed)
 
@@ -231,6 +237,8 @@ def _fail(error: BaseException, rank: int | None, session: Session | None) -> No
         and monitor is not None
         and bool(monitor.stopped_at is not None or monitor.told)
     )
+    if session is not None and not orderly:
+        error = session.diagnose(error)
     if session is not None and orderly:
         try:
             session.finish_stopped()
@@ -244,6 +252,8 @@ def _fail(error: BaseException, rank: int | None, session: Session | None) -> No
         session.close(failed=not orderly)
     if not orderly:
         abort_mpi(code)
+    if session is not None and not session.teardown_is_safe:
+        shut_down(int(code))
     raise SystemExit(int(code)) from error
 
 

@@ -180,6 +180,15 @@ class Session:
         if failure is not None:
             raise failure
 
+    def diagnose(self, error: BaseException) -> BaseException:
+        """What to report in place of ``error``: the strategy may know more of a lost peer."""
+        return error if self._context is None else self._strategy.diagnose(error)
+
+    @property
+    def teardown_is_safe(self) -> bool:
+        """Whether this process may end by the interpreter's own teardown."""
+        return self._strategy.teardown_is_safe
+
     def close(self, *, failed: bool) -> None:
         """Leave in order; after a failure without waiting for anybody."""
         context, monitor = self._context, self._monitor

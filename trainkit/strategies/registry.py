@@ -14,6 +14,7 @@ _HOMES: dict[tuple[str, str], str] = {
     ("plain", "plain"): "trainkit.strategies.plain:Plain",
     ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
     ("torch", "single"): "trainkit.strategies.torch.single:Single",
+    ("xgboost", "collective"): "trainkit.strategies.xgboost.collective:Collective",
 }
 
 
