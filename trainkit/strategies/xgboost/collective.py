@@ -58,6 +58,7 @@ class Collective(Strategy):
         self._guard = ThreadGuard()
         self._threads: Threads | None = None
         self._left = False
+        self._teardown_is_safe = True
 
     def connect(self, topology: Topology, timeout: float) -> None:
         """See ``Strategy.connect``: the ranks meet first, so that the missing ones are named."""
@@ -158,14 +159,12 @@ class Collective(Strategy):
         if group is None:
             return
         group.abandon(finalize=rank_0_lives)
-        if rank_0_lives:
-            self._group = None
-        self._left = True
+        self._left, self._teardown_is_safe = True, rank_0_lives
 
     @property
     def teardown_is_safe(self) -> bool:
         """See ``Strategy.teardown_is_safe``: XGBoost's own crashes while it is connected."""
-        return self._group is None
+        return self._teardown_is_safe
 
     def close(self, *, failed: bool = False) -> None:
         """See ``Strategy.close``."""
@@ -173,10 +172,10 @@ class Collective(Strategy):
         group = self._group
         if group is not None and not failed:
             group.close()
-            self._group = None
         elif group is not None:
             if not self._left:
                 self._abandon(self.communicator.rank == 0 or store_answers(self.communicator.store))
+            group.free_tracker()
         if self._link is not None:
             self._link.close(failed=failed)
 
@@ -224,6 +223,7 @@ class Threads:
         finally:
             if failed:
                 group.abandon(finalize=own.rank == 0 or store_answers(store))
+                group.free_tracker()
             else:
                 group.close()
 

@@ -96,7 +96,7 @@ class Group:
             with _quiet():
                 context.__enter__()
         except BaseException:
-            group.abandon(finalize=False)
+            group.free_tracker()
             raise
         group._check(communicator)
         return group
@@ -126,7 +126,7 @@ class Group:
             self._tracker.wait_for(timeout=_GOODBYE)
         except (XGBoostError, ValueError):
             log.warning("not all ranks left XGBoost's tracker within %d s", _GOODBYE)
-        self._free_tracker()
+        self.free_tracker()
 
     def abandon(self, *, finalize: bool) -> None:
         """Leave after a failure, so that nobody goes on waiting for this rank.
@@ -134,13 +134,16 @@ class Group:
         Args:
             finalize: whether rank 0 is alive, so that its tracker answers: one that is there
                 and silent would hold this rank up for as long as a collective may take.
+
+        The tracker stays until ``free_tracker``: the others say goodbye there, and a rank that
+        finds it gone tries for 12 s.
         """
         if finalize:
             with _quiet(), contextlib.suppress(XGBoostError):
                 collective.finalize()
-        self._free_tracker()
 
-    def _free_tracker(self) -> None:
+    def free_tracker(self) -> None:
+        """End the tracker, where this rank runs it."""
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             # Its thread tells what it met at the end, which by now is no news.
