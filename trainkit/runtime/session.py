@@ -21,7 +21,7 @@ from trainkit.topology import Topology
 if TYPE_CHECKING:
     from trainkit.checkpoint import CheckpointManager
 
-__all__ = ["Session", "choose_strategy", "serve"]
+__all__ = ["Session", "choose_strategy", "frameworks_of", "serve"]
 
 log = logging.getLogger("trainkit")
 
@@ -52,7 +52,7 @@ def choose_strategy(
                 f"{type(strategy).__name__}(precision={precision!r})"
             )
         return strategy
-    frameworks = _frameworks(main)
+    frameworks = frameworks_of(main)
     found = resolve(strategy, frameworks, topology)
     if found.framework == "torch":
         options: dict[str, Any] = {"precision": precision}
@@ -65,7 +65,8 @@ def choose_strategy(
     return found()
 
 
-def _frameworks(main: Callable[..., Any] | None) -> list[str]:
+def frameworks_of(main: Callable[..., Any] | None) -> list[str]:
+    """Frameworks that the main module names; where it names none, those of ``main``'s module."""
     main_module = sys.modules.get("__main__")
     named = frameworks_named_by(vars(main_module)) if main_module is not None else []
     while isinstance(main, partial):

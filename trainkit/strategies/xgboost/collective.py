@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from xgboost import collective
@@ -128,8 +128,7 @@ class Collective(Strategy):
             reduced = reduced / self.communicator.world_size
         return reduced if isinstance(value, np.ndarray) else reduced.item()
 
-    @contextlib.contextmanager
-    def no_sync(self, model: Any) -> Iterator[None]:
+    def no_sync(self, model: Any) -> NoReturn:
         """There are no gradients to accumulate.
 
         Raises:
@@ -139,7 +138,6 @@ class Collective(Strategy):
             f"ctx.no_sync({type(model).__name__}): a round of XGBoost is one pass over all rows "
             f"of all ranks, and accumulates nothing."
         )
-        yield
 
     def diagnose(self, error: BaseException) -> BaseException:
         """See ``Strategy.diagnose``: XGBoost says that a collective broke, and not who is gone."""
