@@ -36,10 +36,10 @@ def native(document: Document) -> Document:
     return document
 
 
-def pytorchjob(document: Document) -> Document:
+def training_operator(document: Document) -> Document:
     client = ApiClient()
     response = SimpleNamespace(data=json.dumps(document))
-    model = client.deserialize(response, "KubeflowOrgV1PyTorchJob")
+    model = client.deserialize(response, f"KubeflowOrgV1{document['kind']}")
     kept: Document = client.sanitize_for_serialization(model)
     return kept
 
@@ -53,8 +53,9 @@ def trainjob(document: Document) -> Document:
 MODELS: dict[str, Callable[[Document], Document]] = {
     "Job": native,
     "PersistentVolumeClaim": native,
-    "PyTorchJob": pytorchjob,
+    "PyTorchJob": training_operator,
     "TrainJob": trainjob,
+    "XGBoostJob": training_operator,
 }
 
 
@@ -82,6 +83,10 @@ def misspelt_grace(document: Document) -> None:
 def unknown_volume_field(document: Document) -> None:
     replica = document["spec"]["pytorchReplicaSpecs"]["Worker"]
     replica["template"]["spec"]["volumes"][1]["emptyDir"]["sizeLimits"] = "1Gi"
+
+
+def replicas_of_another_kind(document: Document) -> None:
+    document["spec"]["pytorchReplicaSpecs"] = document["spec"].pop("xgbReplicaSpecs")
 
 
 def policy_of_a_job(document: Document) -> None:
@@ -112,6 +117,8 @@ def number_for_a_quantity(document: Document) -> None:
         ("mnist/job", misspelt_grace),
         ("mnist/pytorchjob", unknown_volume_field),
         ("mnist/pytorchjob", policy_of_a_job),
+        ("tabular/xgboostjob", replicas_of_another_kind),
+        ("tabular/trainjob", words_for_a_count),
         ("mnist/trainjob", words_for_a_count),
         ("mnist/trainjob", grace_in_the_wrong_place),
         ("mnist/trainjob", restart_policy_in_a_patch),
