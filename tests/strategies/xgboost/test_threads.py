@@ -24,8 +24,11 @@ def data():
     return xgboost.DMatrix([[1.0], [2.0], [3.0]], [0.0, 1.0, 1.0])
 
 
+TRAINED = xgboost.train({}, data(), 1).save_raw("ubj")
+
+
 def boost():
-    booster = xgboost.Booster({}, [data()])
+    booster = xgboost.Booster(model_file=TRAINED)
     booster.boost(data(), 0, grad=np.ones(3), hess=np.ones(3))
 
 
