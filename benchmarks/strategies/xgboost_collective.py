@@ -151,7 +151,7 @@ def _rank(what: str, blocks: int) -> None:
     if what == "blocks":
         _train_blocks(blocks)
         return
-    import trainkit.runtime  # noqa: F401 - nor are ours
+    import trainkit.runtime
     import trainkit.strategies.xgboost.collective  # noqa: F401
 
     print("ready", flush=True)

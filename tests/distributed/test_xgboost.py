@@ -126,33 +126,52 @@ def start_two_pods(cluster, command, **environ):
     return [cluster.start(command, **xgboostjob(n, 2, port), **environ) for n in range(2)]
 
 
-@pytest.mark.parametrize("torch", ["torch", "no-torch"])
 @pytest.mark.parametrize(
-    ("command", "environs", "size"),
+    ("command", "environs", "size", "torch"),
     [
-        pytest.param([], lambda port: [xgboostjob(n, 3, port) for n in (1, 0, 2)], 3, id="v1"),
-        pytest.param([], lambda port: [trainjob(n, 2, port) for n in (1, 0)], 2, id="trainjob"),
+        pytest.param(
+            [], lambda port: [xgboostjob(n, 3, port) for n in (1, 0, 2)], 3, False, id="v1-no-torch"
+        ),
+        pytest.param(
+            [], lambda port: [trainjob(n, 2, port) for n in (1, 0)], 2, True, id="trainjob"
+        ),
         pytest.param(
             [],
             lambda port: [trainjob(n, 4, port, 2) for n in (0, 1)],
             4,
-            id="trainjob-2-gpus-a-pod",
+            False,
+            id="trainjob-2-gpus-a-pod-no-torch",
         ),
         pytest.param(
-            LAUNCH, lambda port: [trainjob(n, 4, port, 2) for n in (0, 1)], 4, id="launch-trainjob"
+            LAUNCH,
+            lambda port: [trainjob(n, 4, port, 2) for n in (0, 1)],
+            4,
+            True,
+            id="launch-trainjob-2-gpus-a-pod",
         ),
         pytest.param(
-            LAUNCH, lambda port: [xgboostjob(n, 2, port) for n in (0, 1)], 2, id="launch-v1"
+            LAUNCH,
+            lambda port: [xgboostjob(n, 2, port) for n in (0, 1)],
+            2,
+            False,
+            id="launch-v1-no-torch",
         ),
         pytest.param(
-            [*LAUNCH, "--nproc-per-node", "2"], lambda port: [{}], 2, id="launch-on-one-host"
+            [*LAUNCH, "--nproc-per-node", "2"], lambda port: [{}], 2, True, id="launch-on-one-host"
         ),
-        pytest.param([], lambda port: [{}], 1, id="python"),
+        pytest.param(
+            [*LAUNCH, "--nproc-per-node", "2"],
+            lambda port: [{}],
+            2,
+            False,
+            id="launch-on-one-host-no-torch",
+        ),
+        pytest.param([], lambda port: [{}], 1, False, id="python-no-torch"),
     ],
 )
 def test_one_script_trains_together_whatever_started_it(cluster, command, environs, size, torch):
     script = write(cluster, TOGETHER)
-    if torch == "no-torch":
+    if not torch:
         (cluster.folder / "site").mkdir()
         (cluster.folder / "site" / "sitecustomize.py").write_text(NO_TORCH)
         paths = [str(cluster.folder / "site"), os.environ.get("PYTHONPATH", "")]

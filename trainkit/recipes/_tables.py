@@ -177,5 +177,8 @@ def _read(path: Path, header: list[str], place: int) -> Rows:
             )
         except ValueError as reason:
             raise DataError(f"{path}: {reason}") from None
-    table = table.reshape(-1, len(header))
+    if not table.size:
+        table = table.reshape(0, len(header))
+    if table.shape[1] != len(header):
+        raise DataError(f"{path}: rows of {table.shape[1]} values under {len(header)} columns")
     return np.delete(table, place, axis=1), table[:, place]
