@@ -31,6 +31,7 @@ from trainkit.testing import free_port
 pytest.importorskip("xgboost", reason="needs xgboost-cpu: trainkit[xgboost-cpu]")
 
 
+SLOW = pytest.mark.slow
 LAUNCH = [PYTHON, "-m", "trainkit", "launch"]
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
@@ -98,6 +99,7 @@ def start_two_pods(cluster, command, **environ):
             4,
             True,
             id="launch-trainjob-2-gpus-a-pod",
+            marks=SLOW,
         ),
         pytest.param(
             LAUNCH,
@@ -107,7 +109,12 @@ def start_two_pods(cluster, command, **environ):
             id="launch-v1-no-torch",
         ),
         pytest.param(
-            [*LAUNCH, "--nproc-per-node", "2"], lambda port: [{}], 2, True, id="launch-on-one-host"
+            [*LAUNCH, "--nproc-per-node", "2"],
+            lambda port: [{}],
+            2,
+            True,
+            id="launch-on-one-host",
+            marks=SLOW,
         ),
         pytest.param(
             [*LAUNCH, "--nproc-per-node", "2"],
@@ -185,7 +192,7 @@ def unbroken(cluster, rounds=20):
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["rank-0-with-the-tracker", "a-worker"])
-@pytest.mark.parametrize("where", ["one-pod", "two-pods"])
+@pytest.mark.parametrize("where", [pytest.param("one-pod", marks=SLOW), "two-pods"])
 def test_a_killed_rank_is_started_again_in_place_and_the_model_is_the_same(cluster, victim, where):
     model = unbroken(cluster)
     flags = ["--max-restarts", "1", "train.py"]
@@ -216,7 +223,7 @@ def test_without_a_launcher_the_others_end_retryable_and_name_the_dead(cluster, 
             assert f"rank {pod} lost rank(s) {victim} of 3" in cluster.pods[pod].output
 
 
-@pytest.mark.parametrize("told_pod", [0, 1])
+@pytest.mark.parametrize("told_pod", [1, pytest.param(0, marks=SLOW)])
 def test_sigterm_saves_the_same_round_on_all_ranks_and_the_run_goes_on(cluster, told_pod):
     model = unbroken(cluster, rounds=150)
     pods = start_two_pods(cluster, [PYTHON, "train.py"], SLOWLY="1")

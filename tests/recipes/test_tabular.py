@@ -165,7 +165,11 @@ def test_external_memory_trains_the_same_trees(cluster):
     assert not list((cluster.folder / "tmp").glob("trainkit-rows-*"))
 
 
-@pytest.mark.parametrize("flags", [[], ["--external-memory"]], ids=["memory", "external"])
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param([], marks=pytest.mark.slow), ["--external-memory"]],
+    ids=["memory", "external"],
+)
 def test_csv_files_train_on_more_ranks_than_there_are_files(cluster, flags):
     folder = cluster.folder / "rows"
     folder.mkdir()
