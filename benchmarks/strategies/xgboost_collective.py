@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     beyond = Spread.of([one[OURS] - one[LIMIT] for one in found]).median
     text = f"{OURS}: {beyond * 1e3:+.0f} ms beyond the tracker's own"
     print(f"\n{_verdict(text, beyond <= MOST_BOOT, f'≤ {MOST_BOOT * 1e3:.0f} ms')}\n")
-    plain, full = _blocks(args.blocks)
+    found_rounds = _blocks(args.blocks)
+    plain, full = found_rounds["plain"], found_rounds["full"]
     ratio = Spread.of([b / a for a, b in zip(plain, full, strict=True)])
     print_table(
         ["rounds", "ms a round", "× without"],
@@ -68,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["with what trainkit adds", Spread.of(full).show(".2f", 1e3), ratio.show(".4f")],
         ],
     )
+    own = Spread.of(found_rounds["own"])
+    share = own.median / statistics.median(plain)
+    print(f"\ntrainkit's callbacks take {own.show('.1f', 1e6)} µs of a round: {share:.4%}")
     text = f"a round under trainkit: {ratio.median:.4f} × of one without"
     print(f"\n{_verdict(text, ratio.median <= MOST_ROUND, f'≤ {MOST_ROUND:g} ×')}")
 
@@ -137,11 +141,12 @@ def _say(rank: "subprocess.Popen[str]") -> None:
     rank.stdin.flush()
 
 
-def _blocks(blocks: int) -> tuple[list[float], list[float]]:
-    """Seconds of the median round of each block, without and with what trainkit adds."""
+def _blocks(blocks: int) -> dict[str, list[float]]:
+    """Seconds of the median round of each block, ``plain`` and ``full``; and of each call of
+    trainkit's callbacks, ``own``."""
     with _two_ranks("--rank", "blocks", "--blocks", str(blocks)) as ranks:
-        found = json.loads(_answer(ranks[0]))
-    return found["plain"], found["full"]
+        found: dict[str, list[float]] = json.loads(_answer(ranks[0]))
+    return found
 
 
 def _rank(what: str, blocks: int) -> None:
@@ -222,6 +227,25 @@ def _train_blocks(blocks: int) -> None:
                 ctx.log(epoch + 1, steps=10**6)
                 return False
 
+        class Timed(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+            """Notes how long what trainkit adds takes in each round."""
+
+            def __init__(self, *inner: Any) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def before_training(self, model: Any) -> Any:
+                for one in self.inner:
+                    model = one.before_training(model)
+                return model
+
+            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+                began = time.perf_counter()
+                for one in self.inner:
+                    one.after_iteration(model, epoch, evals_log)
+                found["own"].append(time.perf_counter() - began)
+                return False
+
         def block(full: bool) -> float:
             clock = Clock()
             callbacks: list[Any] = [clock]
@@ -230,7 +254,7 @@ def _train_blocks(blocks: int) -> None:
                 booster = xgboost.Booster(params)
                 # as with a folder, but for the saves themselves, which other benchmarks measure
                 checkpoints = ctx.checkpoints(booster=booster)
-                callbacks = [Shown(), ctx.save_callback(checkpoints), clock]
+                callbacks = [Timed(Shown(), ctx.save_callback(checkpoints)), clock]
             try:
                 xgboost.train(params, data, ROUNDS_A_BLOCK, callbacks=callbacks)
             finally:
@@ -238,9 +262,9 @@ def _train_blocks(blocks: int) -> None:
             steps = np.diff(clock.times)
             return statistics.median(steps.tolist())
 
+        found: dict[str, list[float]] = {"plain": [], "full": [], "own": []}
         guard.remove()
         block(False)
-        found: dict[str, list[float]] = {"plain": [], "full": []}
         for number in range(blocks):
             for name in ("plain", "full") if number % 2 else ("full", "plain"):
                 found[name].append(block(name == "full"))
