@@ -247,9 +247,11 @@ def test_b109_a_worker_that_never_comes_is_named_at_a_deadline(cluster):
     for pod in (0, 1):
         cluster.start([PYTHON, "train.py"], **xgboostjob(pod, 3, port), TRAINKIT_TIMEOUT="4")
     cluster.end(seconds=90, codes=[138, 138])
-    for pod in cluster.pods:
-        assert "missing: rank 2" in pod.output
-        assert "Traceback" not in pod.output
+    first, second = (pod.output for pod in cluster.pods)
+    assert "missing: rank 2" in first
+    # its own deadline may be a moment later than that of rank 0, which takes the store with it
+    assert "missing: rank 2" in second or "look at the log of rank 0" in second
+    assert "Traceback" not in first + second
 
 
 def test_b109_a_worker_without_rows_takes_part(cluster):
