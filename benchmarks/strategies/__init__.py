@@ -1,1 +1,1 @@
-"""Strategies against their peers."""
+"""What strategies cost, and what they save, against what people write by hand."""

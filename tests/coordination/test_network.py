@@ -18,6 +18,24 @@ def test_a_port_that_opens_late_is_waited_for():
         opener.join()
 
 
+def test_a_host_that_refuses_is_asked_often_however_long_it_takes(monkeypatch):
+    """Else whoever waits for a minute would lose another second when the port is there."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        paused = []
+
+        def sleep(seconds):
+            paused.append(seconds)
+            if len(paused) == 60:
+                reserved.listen()
+
+        monkeypatch.setattr("trainkit.waiting.time.sleep", sleep)
+        port = reserved.getsockname()[1]
+        await_address("127.0.0.1", port, who="rank 1", deadline=Deadline(30))
+    assert len(paused) == 60
+    assert max(paused) == 0.05
+
+
 def test_a_name_that_never_appears_is_named():
     with pytest.raises(DeadlineError) as failure:
         await_address("late.invalid", 29500, who="rank 1", deadline=Deadline(0.2))

@@ -36,7 +36,7 @@ def native(document: Document) -> Document:
     return document
 
 
-def kubeflow(document: Document) -> Document:
+def training_operator(document: Document) -> Document:
     client = ApiClient()
     response = SimpleNamespace(data=json.dumps(document))
     model = client.deserialize(response, f"KubeflowOrgV1{document['kind']}")
@@ -53,9 +53,10 @@ def trainjob(document: Document) -> Document:
 MODELS: dict[str, Callable[[Document], Document]] = {
     "Job": native,
     "PersistentVolumeClaim": native,
-    "PyTorchJob": kubeflow,
-    "TFJob": kubeflow,
+    "PyTorchJob": training_operator,
+    "TFJob": training_operator,
     "TrainJob": trainjob,
+    "XGBoostJob": training_operator,
 }
 
 
@@ -89,6 +90,10 @@ def role_of_another_kind(document: Document) -> None:
     document["spec"]["tfReplicaSpec"] = document["spec"].pop("tfReplicaSpecs")
 
 
+def replicas_of_another_kind(document: Document) -> None:
+    document["spec"]["pytorchReplicaSpecs"] = document["spec"].pop("xgbReplicaSpecs")
+
+
 def policy_of_a_job(document: Document) -> None:
     document["spec"]["podFailurePolicy"] = {"rules": []}
 
@@ -118,6 +123,8 @@ def number_for_a_quantity(document: Document) -> None:
         ("mnist/pytorchjob", unknown_volume_field),
         ("mnist/pytorchjob", policy_of_a_job),
         ("mnist/tfjob-torch", role_of_another_kind),
+        ("tabular/xgboostjob", replicas_of_another_kind),
+        ("tabular/trainjob", words_for_a_count),
         ("mnist/trainjob", words_for_a_count),
         ("mnist/trainjob", grace_in_the_wrong_place),
         ("mnist/trainjob", restart_policy_in_a_patch),

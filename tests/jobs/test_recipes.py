@@ -14,7 +14,10 @@ from trainkit.launch.flags import parse_flags
 from trainkit.launch.options import read_options
 
 ROOT = Path(__file__).parents[2]
-IMAGE = f"ghcr.io/trainkit/torch:{trainkit.__version__}"
+IMAGES = {"mnist": "torch", "tabular": "xgboost"}
+"""By recipe; each is built from the folder of that name in images/."""
+REPLICAS = {"PyTorchJob": "pytorchReplicaSpecs", "XGBoostJob": "xgbReplicaSpecs"}
+"""Where the kinds of the training operator have their pods."""
 RECIPES = [file for file in sorted((ROOT / "recipes").glob("*/*.yaml"))]
 
 
@@ -38,10 +41,9 @@ def pods(document: dict[str, Any]) -> list[Pod]:
         (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
         template, trainer = job["template"]["spec"]["template"], spec["trainer"]
         return [_pod(template, trainer, trainer["resourcesPerNode"])]
-    if document["kind"] == "TFJob":
-        templates = [replica["template"] for replica in spec["tfReplicaSpecs"].values()]
-    elif document["kind"] == "PyTorchJob":
-        templates = [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
+    if document["kind"] in REPLICAS:
+        replicas = spec[REPLICAS[document["kind"]]]
+        templates = [replica["template"] for replica in replicas.values()]
     else:
         templates = [spec["template"]]
     containers = [template["spec"]["containers"][0] for template in templates]
@@ -67,6 +69,13 @@ def load(file: Path) -> dict[str, Any]:
     return document
 
 
+def test_each_recipe_has_one_image_of_this_version():
+    for file in RECIPES:
+        image = f"ghcr.io/trainkit/{IMAGES[file.parent.name]}:{trainkit.__version__}"
+        assert {pod.image for pod in pods(load(file))} == {image}
+        assert (ROOT / "images" / IMAGES[file.parent.name] / "Dockerfile").is_file()
+
+
 every_pod = pytest.mark.parametrize(
     "pod",
     [
@@ -78,13 +87,11 @@ every_pod = pytest.mark.parametrize(
 
 
 def test_there_is_a_file_for_each_kind():
-    kinds = {load(file)["kind"] for file in RECIPES if file.parent.name == "mnist"}
-    assert kinds == {"Job", "PyTorchJob", "TFJob", "TrainJob"}
-
-
-@every_pod
-def test_one_image_of_this_version(pod: Pod):
-    assert pod.image == IMAGE
+    kinds: dict[str, set[str]] = {}
+    for file in RECIPES:
+        kinds.setdefault(file.parent.name, set()).add(load(file)["kind"])
+    assert kinds["mnist"] == {"Job", "PyTorchJob", "TFJob", "TrainJob"}
+    assert kinds["tabular"] == {"XGBoostJob", "TrainJob"}
 
 
 @every_pod
@@ -161,13 +168,20 @@ def test_a_disruption_is_looked_at_before_the_code():
     assert first["onPodConditions"][0]["type"] == "DisruptionTarget"
 
 
-def test_the_pods_of_a_pytorchjob_are_alike_and_restart_by_exit_code():
-    replicas = load(ROOT / "recipes/mnist/pytorchjob.yaml")["spec"]["pytorchReplicaSpecs"]
+@pytest.mark.parametrize(
+    ("name", "kind", "container"),
+    [
+        ("mnist/pytorchjob", "PyTorchJob", "pytorch"),
+        ("tabular/xgboostjob", "XGBoostJob", "xgboost"),
+    ],
+)
+def test_the_pods_of_a_job_are_alike_and_restart_by_exit_code(name: str, kind: str, container: str):
+    replicas = load(ROOT / f"recipes/{name}.yaml")["spec"][REPLICAS[kind]]
     assert list(replicas) == ["Master", "Worker"]
     assert replicas["Master"]["template"] == replicas["Worker"]["template"]
     assert {replica["restartPolicy"] for replica in replicas.values()} == {"ExitCode"}
     names = [c["name"] for c in replicas["Master"]["template"]["spec"]["containers"]]
-    assert names == ["pytorch"], "the operator looks for this name"
+    assert names == [container], "the operator looks for this name"
 
 
 def test_a_tfjob_of_torch_has_a_server_and_restarts_by_exit_code():

@@ -24,6 +24,24 @@ SHARED = [
     "output_dir",
 ]
 FLAGS = {
+    "tabular": [
+        "seed",
+        "data_dir",
+        "checkpoint_dir",
+        "checkpoint_every",
+        "strategy",
+        "output_dir",
+        "rounds",
+        "patience",
+        "lr",
+        "max_depth",
+        "max_bin",
+        "subsample",
+        "dataset",
+        "label",
+        "external_memory",
+        "batch_rows",
+    ],
     "mnist": [*SHARED, "data_url"],
     "imagenet": [
         *SHARED,

@@ -6,7 +6,7 @@ import threading
 from trainkit.coordination.frames import HELLO, Wanted, pack_request, read_exactly, read_reply
 from trainkit.coordination.network import await_address, port_not_served
 from trainkit.coordination.server import StoreServer
-from trainkit.errors import EnvironmentFaultError, RetryableError
+from trainkit.errors import EnvironmentFaultError, PeerLostError
 from trainkit.waiting import Deadline
 
 __all__ = ["RemoteStore", "connect_store", "serve_store"]
@@ -87,7 +87,7 @@ class RemoteStore:
             except OSError as reason:
                 # Half a reply may have been read: nothing that follows would fit.
                 self._socket.close()
-                raise RetryableError(
+                raise PeerLostError(
                     f"the store that the ranks share at {self.host}:{self.port} is lost "
                     f"({reason}). Rank 0 or its host went away; look at the log of rank 0 for "
                     f"the first error."
@@ -122,13 +122,13 @@ def connect_store(host: str, port: int, who: str, deadline: Deadline) -> RemoteS
     Raises:
         DeadlineError: name or port did not appear; the message names both.
         EnvironmentFaultError: something else listens there.
-        RetryableError: it hung up.
+        PeerLostError: it hung up.
     """
     await_address(host, port, who=who, deadline=deadline)
     try:
         return RemoteStore(host, port, max(deadline.left, 1.0))
     except OSError as reason:
-        raise RetryableError(
+        raise PeerLostError(
             f"the store at {host}:{port} was there and hung up on {who} ({reason}). Rank 0 "
             f"probably failed; look at its log."
         ) from reason

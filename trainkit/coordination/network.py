@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainkit.errors import EnvironmentFaultError
@@ -32,9 +33,11 @@ def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None
         DeadlineError: names host and port, and the last thing that went wrong.
     """
     last = "not tried yet"
+    refused = False
 
     def reachable() -> bool:
-        nonlocal last
+        nonlocal last, refused
+        refused = False
         try:
             with socket.create_connection((host, port), timeout=min(5.0, deadline.left + 0.1)):
                 return True
@@ -42,7 +45,14 @@ def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None
             last = f"the name {host} is not known to DNS"
         except OSError as reason:
             last = reason.strerror or str(reason)
+            refused = isinstance(reason, ConnectionRefusedError)
         return False
+
+    def pauses() -> Iterator[float]:
+        # A host that refuses is up, and its program is starting: to ask it again costs two
+        # packets. What else is wrong takes longer to pass, and DNS is asked for each attempt.
+        for pause in backoff(first=0.01, last=1.0):
+            yield min(pause, _REFUSED) if refused else pause
 
     wait_until(
         reachable,
@@ -53,9 +63,12 @@ def await_address(host: str, port: int, *, who: str, deadline: Deadline) -> None
             "Is the pod of rank 0 running, does its Service exist, and is MASTER_ADDR right? "
             "TRAINKIT_TIMEOUT sets the seconds to wait."
         ),
-        pauses=backoff(first=0.01, last=1.0),
+        pauses=pauses(),
     )
 
+
+_REFUSED = 0.05
+"""Seconds between attempts at most while a host refuses: what a start loses by waiting first."""
 
 _ELSEWHERE = "192.0.2.1"
 """An address of nobody's (RFC 5737): what leads there is the default route. Nothing is sent."""

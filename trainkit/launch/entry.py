@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from trainkit.errors import EnvironmentFaultError, InputMissingError, UsageError
 
-__all__ = ["Entry", "names_torch"]
+__all__ = ["Entry", "names_torch", "names_xgboost"]
 
 _FAMILY = frozenset({"torch", "torchvision", "torchaudio", "lightning", "accelerate", "deepspeed"})
 _MAX_FILES = 200
-"""Files of the user's own that are looked through for an import of torch."""
+"""Files of the user's own that are looked through for an import of a framework."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,15 @@ def names_torch(entry: Entry) -> bool:
     Nothing is run. What installed packages import does not count, but for those that are
     made for torch; trainkit's own recipes do.
     """
+    return _names(entry, _FAMILY)
+
+
+def names_xgboost(entry: Entry) -> bool:
+    """Whether the program, or a file of the user's own that it imports, imports XGBoost."""
+    return _names(entry, frozenset({"xgboost"}))
+
+
+def _names(entry: Entry, family: frozenset[str]) -> bool:
     start = _source(entry)
     if start is None:
         return False
@@ -111,7 +120,7 @@ def names_torch(entry: Entry) -> bool:
         seen.add(file)
         for name in _imported(file):
             top = name.partition(".")[0]
-            if top in _FAMILY:
+            if top in family:
                 return True
             found = _own_file(name, roots)
             if found is not None:

@@ -7,16 +7,15 @@ import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from trainkit import config
 from trainkit.errors import UsageError
-from trainkit.launch.entry import Entry, names_torch
+from trainkit.launch.entry import Entry, names_torch, names_xgboost
 from trainkit.launch.options import LaunchOptions
 from trainkit.launch.plan import ProgramPlan, RankPlan, plan_pod
 from trainkit.launch.prerequisites import await_all, await_name, check_things
-from trainkit.launch.static import is_led_by_tracker, plan_static
+from trainkit.launch.static import is_led_by_tracker, needs_no_agent, plan_static
 from trainkit.resources.gpus import visible_gpu_count
 from trainkit.topology import Topology
 from trainkit.waiting import Deadline
@@ -160,7 +159,8 @@ class PodJob:
 
 def _plan(topology: Topology, options: LaunchOptions, torch: bool) -> RankPlan | ProgramPlan:
     command, environ = options.entry.argv(), config.environ()
-    if topology.starts_ranks and (is_led_by_tracker(topology) or not (torch or find_spec("torch"))):
+    xgboost = not torch and names_xgboost(options.entry)
+    if topology.starts_ranks and needs_no_agent(topology, torch=torch, xgboost=xgboost):
         return plan_static(topology, command, environ, gpus=visible_gpu_count())
     plan = plan_pod(topology, command, environ, uuid.uuid4().hex, torch=torch)
     if isinstance(plan, ProgramPlan):

@@ -2,12 +2,13 @@
 
 import socket
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 from trainkit.errors import TopologyError
 from trainkit.launch.plan import ProgramPlan
 from trainkit.topology import Topology
 
-__all__ = ["is_led_by_tracker", "plan_static"]
+__all__ = ["is_led_by_tracker", "needs_no_agent", "plan_static"]
 
 
 def is_led_by_tracker(topology: Topology) -> bool:
@@ -17,6 +18,20 @@ def is_led_by_tracker(topology: Topology) -> bool:
     ours would take its port.
     """
     return topology.sources.get("master_addr") == "DMLC_TRACKER_URI"
+
+
+def needs_no_agent(topology: Topology, *, torch: bool, xgboost: bool) -> bool:
+    """Whether the ranks of this pod are started without torch's agent.
+
+    Args:
+        topology: of a process with ``starts_ranks``.
+        torch: whether the program names torch.
+        xgboost: whether it names XGBoost: its ranks then have no use for torch's store, and
+            need not import torch to reach it. Only an elastic job still needs the agent.
+    """
+    if is_led_by_tracker(topology) or not (torch or find_spec("torch")):
+        return True
+    return xgboost and not torch and topology.rank is not None
 
 
 def plan_static(

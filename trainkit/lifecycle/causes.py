@@ -9,6 +9,7 @@ from trainkit.lifecycle.hints import PEER_GONE, hint_of_text
 __all__ = [
     "exit_code_of",
     "hint_for",
+    "is_collective_error",
     "is_peer_loss",
     "is_watchdog_abort",
     "message_of",
@@ -49,6 +50,9 @@ _PEER_WORDS = (
     "watchdog caught collective",
 )
 """Parts of messages, in lower case, with which gloo and NCCL report that a peer is gone."""
+
+_COLLECTIVE_WORDS = ("/src/collective/", "NCCL failure")
+"""Where XGBoost's collectives, whatever becomes of them, raise what they have to say."""
 
 _HARDWARE_WORDS = (
     "uncorrectable ecc error",
@@ -111,9 +115,19 @@ def tells_peer_loss(error: str, message: str) -> bool:
         error: name of the error's class.
         message: of the error.
     """
-    if error in _PEER_ERRORS:
+    if error in _PEER_ERRORS or is_collective_error(error, message):
         return True
     return error == "RuntimeError" and any(word in message.lower() for word in _PEER_WORDS)
+
+
+def is_collective_error(error: str, message: str) -> bool:
+    """Whether XGBoost says that a collective of its ranks did not come to its end.
+
+    Args:
+        error: name of the error's class.
+        message: of the error, which begins with the place in XGBoost's source.
+    """
+    return error == "XGBoostError" and any(word in message for word in _COLLECTIVE_WORDS)
 
 
 def is_watchdog_abort(output: str) -> bool:

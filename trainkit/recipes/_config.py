@@ -11,14 +11,52 @@ import tyro
 import trainkit
 from trainkit.errors import UsageError
 
-__all__ = ["RecipeConfig", "parse", "run_recipe"]
+__all__ = ["JobConfig", "RecipeConfig", "parse", "run_recipe"]
 
-ConfigT = TypeVar("ConfigT", bound="RecipeConfig")
+ConfigT = TypeVar("ConfigT", bound="JobConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeConfig:
-    """What every recipe can be told."""
+class JobConfig:
+    """What a recipe of any framework can be told."""
+
+    seed: int = 0
+    """Seed of all random generators."""
+    data_dir: str | None = None
+    """Folder of the data, such as a mounted volume."""
+    checkpoint_dir: str | None = None
+    """Folder of checkpoints; unset: TRAINKIT_CHECKPOINT_DIR, else nothing is saved."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints; unset: every 10 minutes. One is saved at the end."""
+    strategy: str = "auto"
+    """How ranks train together: auto, or the name of a strategy."""
+    output_dir: str | None = None
+    """Folder for the final model."""
+
+    def __post_init__(self) -> None:
+        self.require_positive("checkpoint_every")
+
+    def require_positive(self, *names: str) -> None:
+        """Refuse numbers below 1.
+
+        Args:
+            names: fields with whole numbers; None passes.
+
+        Raises:
+            UsageError: names the first flag, and its value.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = name.replace("_", "-")
+                optional = type(self).__dataclass_fields__[name].default is None
+                hint = ", or leave it out" if optional else ""
+                raise UsageError(f"--{flag} {value}: expected 1 or more{hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig(JobConfig):
+    """What every recipe of torch can be told."""
 
     epochs: int = 1
     """Passes over the training data."""
@@ -30,12 +68,6 @@ class RecipeConfig:
     """Peak learning rate; never scaled by the number of ranks."""
     seed: int = 0
     """Seed of data order, initial weights and all random generators."""
-    data_dir: str | None = None
-    """Folder of the data, such as a mounted volume."""
-    checkpoint_dir: str | None = None
-    """Folder of checkpoints; unset: TRAINKIT_CHECKPOINT_DIR, else nothing is saved."""
-    checkpoint_every: int | None = None
-    """Steps between two checkpoints; unset: every 10 minutes. One is saved at the end."""
     init_from: str | None = None
     """Checkpoints, or safetensors, whose weights a run without a checkpoint of its own begins
     with: a folder or URL."""
@@ -51,15 +83,8 @@ class RecipeConfig:
     """Folder for the final model, as safetensors."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {getattr(self, name)}: expected 1 or more")
-        for name in ("max_steps", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {value}: expected 1 or more, or leave it out")
+        super().__post_init__()
+        self.require_positive("epochs", "batch_size", "max_steps")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: expected a positive number")
 
@@ -81,7 +106,7 @@ def parse(config: type[ConfigT], argv: Sequence[str] | None, description: str | 
 
 def run_recipe(
     train: Callable[[trainkit.Context, Any], Any],
-    config: type[RecipeConfig],
+    config: type[JobConfig],
     description: str | None,
     argv: Sequence[str] | None = None,
 ) -> Any:
@@ -91,12 +116,12 @@ def run_recipe(
         partial(_call, train, chosen),
         strategy=chosen.strategy,
         checkpoint_dir=chosen.checkpoint_dir,
-        precision=chosen.precision,
+        precision=getattr(chosen, "precision", None),
         seed=chosen.seed,
     )
 
 
 def _call(
-    train: Callable[[trainkit.Context, Any], Any], config: RecipeConfig, ctx: trainkit.Context
+    train: Callable[[trainkit.Context, Any], Any], config: JobConfig, ctx: trainkit.Context
 ) -> Any:
     return train(ctx, config)

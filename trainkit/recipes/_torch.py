@@ -1,6 +1,5 @@
 """What the torch recipes do alike: exact tests, the exported model, the last line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import trainkit
+from trainkit.recipes._lines import finish, say
 
 __all__ = ["count_right", "export", "finish", "say", "total_steps"]
-
-
-def say(ctx: trainkit.Context, text: str) -> None:
-    """Print a line on rank 0."""
-    if ctx.rank == 0:
-        print(text, flush=True)
 
 
 def total_steps(epochs: int, steps_an_epoch: int, max_steps: int | None) -> int:
@@ -45,9 +39,3 @@ def export(ctx: trainkit.Context, net: torch.nn.Module, folder: str | None) -> N
     Path(folder).mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     save_file(weights, Path(folder) / "model.safetensors")
-
-
-def finish(ctx: trainkit.Context, *, step: int, steps_run: int, **results: float) -> None:
-    """Print the last line of a recipe: one JSON object, for whoever started it."""
-    done = {"event": "done", "step": step, "steps_run": steps_run, **results}
-    say(ctx, json.dumps(done))

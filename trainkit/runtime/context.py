@@ -200,6 +200,34 @@ class Context:
         self.managers.append(manager)
         return manager
 
+    def save_callback(
+        self, checkpoints: "CheckpointManager", *, log: Any = None, entry: str | None = None
+    ) -> Any:
+        """The callback that saves while the framework has the loop: for ``xgboost.train``.
+
+        It calls ``checkpoints.step`` after each round, so that all ranks save, and stop, after
+        the same one; its ``model`` and ``rounds_left`` let a run that is started again go on.
+
+        Args:
+            checkpoints: as ``checkpoints(...)`` returned it, with a booster in its state.
+            log: an entry of the state, to be filled with the scores of all rounds.
+            entry: name of the booster in the state, where there are several.
+
+        Returns:
+            ``trainkit.checkpoint.xgboost.SaveCheckpoints``: the last of ``callbacks=``.
+
+        Raises:
+            StrategyError: the framework leaves its loop to the script.
+        """
+        if self._strategy.framework != "xgboost":
+            raise StrategyError(
+                f"ctx.save_callback() is for xgboost.train, which has the loop itself; under "
+                f"strategy {self._strategy.name!r} call checkpoints.step(step) after each step."
+            )
+        from trainkit.checkpoint.xgboost import SaveCheckpoints
+
+        return SaveCheckpoints(checkpoints, log=log, entry=entry)
+
     def log(self, step: int, *, steps: int | None = None, **values: Any) -> None:
         """Tell people how it goes; costs nothing while no line is due.
 

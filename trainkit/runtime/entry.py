@@ -18,8 +18,9 @@ from trainkit.errors import (
 )
 from trainkit.launch.announcing import log_topology
 from trainkit.lifecycle import die_with_parent, report
+from trainkit.processes.program import shut_down
 from trainkit.runtime.context import Context
-from trainkit.runtime.session import Session, choose_strategy, serve
+from trainkit.runtime.session import Session, choose_strategy, frameworks_of, serve
 from trainkit.strategies import Duty, Strategy
 from trainkit.topology import Role, Topology, detect
 
@@ -69,7 +70,7 @@ def run(
         topology = _own_topology(1 if strategy == "single" else num_procs)
         log_topology(topology)
         if topology.starts_ranks:
-            return _end(_start_ranks(topology, settings))
+            return _end(_start_ranks(topology, settings, frameworks_of(main)))
         rank = topology.rank
         _require_rank_or_server(topology, "trainkit.run")
         if topology.platform == "torchelastic":
@@ -147,6 +148,11 @@ def init(
     try:
         yield session.open(checkpoint_dir=checkpoint_dir, seed=seed)
         failed = False
+    except Exception as error:
+        found = session.diagnose(error)
+        if found is error:
+            raise
+        raise found from error
     finally:
         session.close(failed=failed)
 
@@ -171,15 +177,16 @@ def _visible_gpus() -> int:
     return 0 if config.settings().device == "cpu" else visible_gpu_count()
 
 
-def _start_ranks(topology: Topology, settings: config.Settings) -> int:
+def _start_ranks(topology: Topology, settings: config.Settings, frameworks: list[str]) -> int:
     from trainkit.launch.entry import Entry
     from trainkit.launch.output import OutputOptions
     from trainkit.launch.plan import plan_ranks
     from trainkit.launch.running import Launch
+    from trainkit.launch.static import needs_no_agent, plan_static
+    from trainkit.resources.gpus import visible_gpu_count
 
     entry = Entry.of_this_process()
     environ = config.environ()
-    plan = plan_ranks(topology, entry.argv(), environ, run_id=uuid.uuid4().hex)
     launch = Launch(
         entry=entry,
         name=topology.label(),
@@ -191,6 +198,11 @@ def _start_ranks(topology: Topology, settings: config.Settings) -> int:
         notices=settings.preemption_signals,
         hang_timeout=settings.hang_timeout,
     )
+    torch, xgboost = ("torch" in frameworks), ("xgboost" in frameworks)
+    if needs_no_agent(topology, torch=torch, xgboost=xgboost):
+        static = plan_static(topology, entry.argv(), environ, gpus=visible_gpu_count())
+        return launch.run_programs(static, launch.start())
+    plan = plan_ranks(topology, entry.argv(), environ, run_id=uuid.uuid4().hex)
     return launch.run_ranks(plan, launch.start())
 
 
@@ -231,6 +243,8 @@ def _fail(error: BaseException, rank: int | None, session: Session | None) -> No
         and monitor is not None
         and bool(monitor.stopped_at is not None or monitor.told)
     )
+    if session is not None and not orderly:
+        error = session.diagnose(error)
     if session is not None and orderly:
         try:
             session.finish_stopped()
@@ -244,6 +258,8 @@ def _fail(error: BaseException, rank: int | None, session: Session | None) -> No
         session.close(failed=not orderly)
     if not orderly:
         abort_mpi(code)
+    if session is not None and not session.teardown_is_safe:
+        shut_down(int(code))
     raise SystemExit(int(code)) from error
 
 

@@ -20,7 +20,7 @@ from trainkit.topology import Topology
 if TYPE_CHECKING:
     from trainkit.checkpoint import CheckpointManager
 
-__all__ = ["Session", "choose_strategy", "serve"]
+__all__ = ["Session", "choose_strategy", "frameworks_of", "serve"]
 
 log = logging.getLogger("trainkit")
 
@@ -51,7 +51,7 @@ def choose_strategy(
                 f"{type(strategy).__name__}(precision={precision!r})"
             )
         return strategy
-    frameworks = _frameworks(main)
+    frameworks = frameworks_of(main)
     found = resolve(strategy, frameworks, topology)
     if found.framework == "torch":
         options: dict[str, Any] = {"precision": precision}
@@ -64,7 +64,8 @@ def choose_strategy(
     return found()
 
 
-def _frameworks(main: Callable[..., Any] | None) -> list[str]:
+def frameworks_of(main: Callable[..., Any] | None) -> list[str]:
+    """Frameworks that the main module names; where it names none, those of ``main``'s module."""
     main_module = sys.modules.get("__main__")
     named = frameworks_named_by(vars(main_module)) if main_module is not None else []
     while isinstance(main, partial):
@@ -181,6 +182,15 @@ class Session:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+    def diagnose(self, error: BaseException) -> BaseException:
+        """What to report in place of ``error``: the strategy may know more of a lost peer."""
+        return error if self._context is None else self._strategy.diagnose(error)
+
+    @property
+    def teardown_is_safe(self) -> bool:
+        """Whether this process may end by the interpreter's own teardown."""
+        return self._strategy.teardown_is_safe
 
     def close(self, *, failed: bool) -> None:
         """Leave in order; after a failure without waiting for anybody."""

@@ -176,6 +176,23 @@ class Strategy(ABC):
         """The framework's own object, for what this interface does not cover."""
         return None
 
+    def diagnose(self, error: BaseException) -> BaseException:
+        """What to report in place of ``error``, which the user's code raised.
+
+        For frameworks that say less of a lost peer than the ranks can find out together;
+        ``error`` itself by default.
+        """
+        return error
+
+    @property
+    def teardown_is_safe(self) -> bool:
+        """Whether the interpreter may take itself down after ``close(failed=True)``.
+
+        Where a framework cannot leave its peers any more, its destructors would wait for them,
+        or crash: then the process ends after its exit handlers, and at once.
+        """
+        return True
+
     def seed(self, seed: int) -> None:
         """Seed the framework's random generators of this rank."""
         del seed

@@ -1,6 +1,7 @@
 """The way to the other ranks: a store that all share, and a communicator on it."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -9,9 +10,9 @@ from trainkit.coordination import Communicator, PrefixedStore, Store
 from trainkit.coordination.client import connect_store, serve_store
 from trainkit.coordination.join import join
 from trainkit.coordination.meeting import job_namespace, meet_on_host, publish_port
-from trainkit.errors import TrainkitError
+from trainkit.errors import PeerLostError, TrainkitError
 from trainkit.topology import Topology
-from trainkit.waiting import Deadline, wait_until
+from trainkit.waiting import Deadline, backoff, wait_until
 
 __all__ = ["Endpoint", "RankLink"]
 
@@ -76,18 +77,34 @@ class RankLink:
 
             return TorchLink.open(topology, timeout, address=address)
         rank, world_size = _place(topology)
-        deadline = Deadline(timeout)
+        deadline, pauses = Deadline(timeout), backoff(first=0.05)
+        while True:
+            try:
+                store, prefix = cls._meet(topology, address, deadline)
+                break
+            except PeerLostError as reason:
+                # Started again, this rank finds the store of a rank 0 that is just ending.
+                if rank == 0 or deadline.passed:
+                    raise
+                log.info("%s Trying again.", reason)
+                time.sleep(next(pauses))
+        log.debug("rank %d of %d joined %s", rank, world_size, prefix)
+        return cls(store, prefix, topology, timeout)
+
+    @classmethod
+    def _meet(
+        cls, topology: Topology, address: tuple[str, int] | None, deadline: Deadline
+    ) -> tuple[Endpoint, str]:
+        """The store, and the prefix of this round's keys in it."""
         store, note = cls._shared_store(topology, address, deadline)
         try:
-            prefix = join(store, rank, world_size, deadline)
+            return store, join(store, *_place(topology), deadline)
         except BaseException:
             store.close()
             raise
         finally:
             if note is not None:
                 note.unlink(missing_ok=True)
-        log.debug("rank %d of %d joined %s", rank, world_size, prefix)
-        return cls(store, prefix, topology, timeout)
 
     @staticmethod
     def _serve(port: int, deadline: Deadline) -> Endpoint:

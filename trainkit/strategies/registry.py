@@ -15,6 +15,7 @@ _HOMES: dict[tuple[str, str], str] = {
     ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
     ("torch", "parameter_server"): "trainkit.strategies.torch.local_sgd.strategy:ParameterServer",
     ("torch", "single"): "trainkit.strategies.torch.single:Single",
+    ("xgboost", "collective"): "trainkit.strategies.xgboost.collective:Collective",
 }
 
 

@@ -1,0 +1,277 @@
+"""How XGBoost's ranks begin, and what trainkit costs a round, against code written by hand.
+
+    python -m benchmarks.strategies.xgboost_collective            # about three minutes
+    python -m benchmarks.strategies.xgboost_collective --rounds 3 --blocks 6
+
+Boot: two processes that have XGBoost imported. The worker goes first, as pods do, and looks for
+rank 0 half a second before that is there. The clock runs from the moment when rank 0 begins to
+connect until both ranks have the sum of an all-reduce. By hand is a RabitTracker on rank 0 and
+CommunicatorContext on both, as the documentation of Kubeflow and XGBoost has it; the limit is
+the same with the tracker up before the worker looks.
+
+A round: two ranks under trainkit train the same rows in blocks, by turns with what trainkit adds
+(the guard over threads, SaveCheckpoints, ctx.log) and without; what is compared is the median
+round of neighbouring blocks.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.rounds import Spread, machine, print_table, shuffled_rounds, warn_if_busy
+from trainkit.testing import free_port
+
+MOST_BOOT, MOST_ROUND = 0.2, 1.01
+HEAD_START = 0.5
+"""Seconds between the worker's first look for rank 0 and rank 0's beginning."""
+DEADLINE = 120.0
+OURS, BY_HAND, LIMIT = "trainkit.run", "by hand, worker first", "by hand, tracker first"
+ROUNDS_A_BLOCK = 25
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure both, and print what was found beside the targets."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="starts (default: %(default)s)")
+    parser.add_argument("--blocks", type=int, default=40, help="(default: %(default)s)")
+    parser.add_argument("--rank", choices=["hand", "ours", "blocks"], help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.rank is not None:
+        _rank(args.rank, args.blocks)
+        return
+    warn_if_busy()
+    print(f"{machine()}; {args.rounds} starts, {args.blocks} blocks of {ROUNDS_A_BLOCK} rounds\n")
+    names = [OURS, BY_HAND, LIMIT]
+    found = list(shuffled_rounds(names, args.rounds, _boot))
+    rows = []
+    for name in names:
+        times = Spread.of([one[name] for one in found])
+        beyond = Spread.of([one[name] - one[LIMIT] for one in found])
+        rows.append([name, times.show(".0f", 1e3), beyond.show("+.0f", 1e3)])
+    print_table(["start", "ms to the first all-reduce", "beyond the limit"], rows)
+    beyond = Spread.of([one[OURS] - one[LIMIT] for one in found]).median
+    text = f"{OURS}: {beyond * 1e3:+.0f} ms beyond the tracker's own"
+    print(f"\n{_verdict(text, beyond <= MOST_BOOT, f'≤ {MOST_BOOT * 1e3:.0f} ms')}\n")
+    found_rounds = _blocks(args.blocks)
+    plain, full = found_rounds["plain"], found_rounds["full"]
+    ratio = Spread.of([b / a for a, b in zip(plain, full, strict=True)])
+    print_table(
+        ["rounds", "ms a round", "× without"],
+        [
+            ["without", Spread.of(plain).show(".2f", 1e3), ""],
+            ["with what trainkit adds", Spread.of(full).show(".2f", 1e3), ratio.show(".4f")],
+        ],
+    )
+    own = Spread.of(found_rounds["own"])
+    share = own.median / statistics.median(plain)
+    print(f"\ntrainkit's callbacks take {own.show('.1f', 1e6)} µs of a round: {share:.4%}")
+    text = f"a round under trainkit: {ratio.median:.4f} × of one without"
+    print(f"\n{_verdict(text, ratio.median <= MOST_ROUND, f'≤ {MOST_ROUND:g} ×')}")
+
+
+def _verdict(text: str, met: bool, target: str) -> str:
+    return f"{text}; target {target}: {'met' if met else 'missed'}"
+
+
+def _start(rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
+    place = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "WORKER_ADDRS": "worker-0",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", __spec__.name, *arguments],
+        env={**os.environ, **place},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def _two_ranks(*arguments: str) -> "Iterator[list[subprocess.Popen[str]]]":
+    port = free_port()
+    ranks = [_start(rank, port, *arguments) for rank in range(2)]
+    try:
+        yield ranks
+        for rank in ranks:
+            if rank.wait(DEADLINE) != 0:
+                raise SystemExit(f"a rank ended with {rank.returncode}")
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def _boot(name: str) -> float:
+    """Seconds from rank 0's beginning to connect until both ranks have a sum."""
+    with _two_ranks("--rank", "ours" if name == OURS else "hand") as ranks:
+        for rank in ranks:
+            _answer(rank)  # XGBoost is imported
+        first, second = reversed(ranks) if name != LIMIT else ranks
+        _say(first)
+        time.sleep(HEAD_START)
+        _say(second)
+        answers = [json.loads(_answer(rank)) for rank in ranks]
+    began = answers[0]["began"] if name != LIMIT else answers[1]["began"]
+    return float(max(one["met"] for one in answers) - began)
+
+
+def _answer(rank: "subprocess.Popen[str]") -> str:
+    assert rank.stdout is not None
+    for line in rank.stdout:
+        if line.startswith(("ready", "{")):  # XGBoost prints its own
+            return line
+    raise SystemExit("a rank ended early")
+
+
+def _say(rank: "subprocess.Popen[str]") -> None:
+    assert rank.stdin is not None
+    rank.stdin.write("go\n")
+    rank.stdin.flush()
+
+
+def _blocks(blocks: int) -> dict[str, list[float]]:
+    """Seconds of the median round of each block, ``plain`` and ``full``; and of each call of
+    trainkit's callbacks, ``own``."""
+    with _two_ranks("--rank", "blocks", "--blocks", str(blocks)) as ranks:
+        found: dict[str, list[float]] = json.loads(_answer(ranks[0]))
+    return found
+
+
+def _rank(what: str, blocks: int) -> None:
+    """What one rank does."""
+    import xgboost  # noqa: F401 - its import is no part of a start
+
+    if what == "blocks":
+        _train_blocks(blocks)
+        return
+    import trainkit.runtime
+    import trainkit.strategies.xgboost.collective  # noqa: F401
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = time.monotonic()
+    met = _by_hand() if what == "hand" else _by_trainkit()
+    print(json.dumps({"began": began, "met": met}), flush=True)
+
+
+def _by_hand() -> float:
+    import numpy as np
+    from xgboost import collective
+    from xgboost.tracker import RabitTracker
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    tracker = None
+    if rank == 0:
+        tracker = RabitTracker(host_ip=host, n_workers=size, port=port, sortby="task")
+        tracker.start()
+    with collective.CommunicatorContext(
+        dmlc_tracker_uri=host, dmlc_tracker_port=port, dmlc_task_id=str(rank)
+    ):
+        collective.allreduce(np.ones(1), collective.Op.SUM)
+        met = time.monotonic()
+    if tracker is not None:
+        tracker.wait_for()
+    return met
+
+
+def _by_trainkit() -> float:
+    import trainkit
+
+    def main(ctx: trainkit.Context) -> float:
+        ctx.all_reduce(1.0, "sum")
+        return time.monotonic()
+
+    return float(trainkit.run(main, strategy="xgboost:collective"))
+
+
+def _train_blocks(blocks: int) -> None:
+    import numpy as np
+    import xgboost
+
+    import trainkit
+    from trainkit.strategies.xgboost.collective import Collective
+
+    strategy = Collective()
+    guard = strategy._guard
+
+    class Clock(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: list[float] = []
+
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            self.times.append(time.perf_counter())
+            return False
+
+    def main(ctx: trainkit.Context) -> None:
+        rng = np.random.default_rng(ctx.rank)
+        x = rng.normal(size=(60_000, 30)).astype(np.float32)
+        data = xgboost.QuantileDMatrix(x, x[:, 0] + x[:, 1] ** 2 > 1)
+        params = {"objective": "binary:logistic", "nthread": 1, "max_depth": 6}
+
+        class Shown(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+                ctx.log(epoch + 1, steps=10**6)
+                return False
+
+        class Timed(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+            """Notes how long what trainkit adds takes in each round."""
+
+            def __init__(self, *inner: Any) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def before_training(self, model: Any) -> Any:
+                for one in self.inner:
+                    model = one.before_training(model)
+                return model
+
+            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+                began = time.perf_counter()
+                for one in self.inner:
+                    one.after_iteration(model, epoch, evals_log)
+                found["own"].append(time.perf_counter() - began)
+                return False
+
+        def block(full: bool) -> float:
+            clock = Clock()
+            callbacks: list[Any] = [clock]
+            if full:
+                guard.install()
+                booster = xgboost.Booster(params)
+                # as with a folder, but for the saves themselves, which other benchmarks measure
+                checkpoints = ctx.checkpoints(booster=booster)
+                callbacks = [Timed(Shown(), ctx.save_callback(checkpoints)), clock]
+            try:
+                xgboost.train(params, data, ROUNDS_A_BLOCK, callbacks=callbacks)
+            finally:
+                guard.remove()
+            steps = np.diff(clock.times)
+            return statistics.median(steps.tolist())
+
+        found: dict[str, list[float]] = {"plain": [], "full": [], "own": []}
+        guard.remove()
+        block(False)
+        for number in range(blocks):
+            for name in ("plain", "full") if number % 2 else ("full", "plain"):
+                found[name].append(block(name == "full"))
+        print(json.dumps(found), flush=True)
+
+    trainkit.run(main, strategy=strategy)
+
+
+if __name__ == "__main__":
+    main()
