@@ -16,7 +16,11 @@ from trainkit.launch.options import read_options
 ROOT = Path(__file__).parents[2]
 IMAGES = {"mnist": "torch", "tabular": "xgboost"}
 """By recipe; each is built from the folder of that name in images/."""
-REPLICAS = {"PyTorchJob": "pytorchReplicaSpecs", "XGBoostJob": "xgbReplicaSpecs"}
+REPLICAS = {
+    "PyTorchJob": "pytorchReplicaSpecs",
+    "TFJob": "tfReplicaSpecs",
+    "XGBoostJob": "xgbReplicaSpecs",
+}
 """Where the kinds of the training operator have their pods."""
 RECIPES = [file for file in sorted((ROOT / "recipes").glob("*/*.yaml"))]
 
