@@ -1,6 +1,7 @@
 """What the job YAML promises, beyond being valid: one image, one grace period, codes that match."""
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def pods(document: dict[str, Any]) -> list[Pod]:
         (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
         template, trainer = job["template"]["spec"]["template"], spec["trainer"]
         return [_pod(template, trainer, trainer["resourcesPerNode"])]
-    if document["kind"] == "PyTorchJob":
-        templates = [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
+    replicas = spec.get("pytorchReplicaSpecs") or spec.get("mpiReplicaSpecs")
+    if replicas is not None:
+        templates = [replica["template"] for replica in replicas.values()]
     else:
         templates = [spec["template"]]
     containers = [template["spec"]["containers"][0] for template in templates]
@@ -77,7 +79,7 @@ every_pod = pytest.mark.parametrize(
 
 def test_there_is_a_file_for_each_kind():
     kinds = {load(file)["kind"] for file in RECIPES if file.parent.name == "mnist"}
-    assert kinds == {"Job", "PyTorchJob", "TrainJob"}
+    assert kinds == {"Job", "MPIJob", "PyTorchJob", "TrainJob"}
 
 
 @every_pod
@@ -166,3 +168,22 @@ def test_the_pods_of_a_pytorchjob_are_alike_and_restart_by_exit_code():
     assert {replica["restartPolicy"] for replica in replicas.values()} == {"ExitCode"}
     names = [c["name"] for c in replicas["Master"]["template"]["spec"]["containers"]]
     assert names == ["pytorch"], "the operator looks for this name"
+
+
+def test_the_pods_of_an_mpijob_run_one_command_and_find_their_keys():
+    spec = load(ROOT / "recipes/mnist/mpijob.yaml")["spec"]
+    launcher, worker = pods({"kind": "MPIJob", "spec": spec})
+    assert launcher.command == worker.command
+    assert launcher.command[-1] == "--strategy=mpi"
+    (home,) = re.findall(r"--home-dir (\S+)", (ROOT / "images/torch/Dockerfile").read_text())
+    assert spec["sshAuthMountPath"] == f"{home}/.ssh"
+    assert spec["runPolicy"]["cleanPodPolicy"] == "Running", "workers never end by themselves"
+
+
+def test_the_image_has_what_an_mpijob_needs():
+    """B118: an MPI launcher without mpi4py, or a worker without sshd, would fail in the pod."""
+    text = (ROOT / "images/torch/Dockerfile").read_text()
+    (extras,) = re.findall(r"'\.\[([a-z0-9,]+)\]'", text)
+    assert {"torch", "mpi"} <= set(extras.split(","))
+    (packages,) = re.findall(r"--no-install-recommends ([^\\]+)\\", text)
+    assert {"openssh-client", "openssh-server", "tini"} <= set(packages.split())

@@ -40,7 +40,7 @@ class RecipeConfig:
     """Checkpoints, or safetensors, whose weights a run without a checkpoint of its own begins
     with: a folder or URL."""
     strategy: str = "auto"
-    """How ranks train together: auto, single or ddp."""
+    """How ranks train together: auto, single, ddp, or mpi under mpirun."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the model; parameters stay in fp32."""
     compile: bool = False

@@ -5,6 +5,7 @@ that computes. A socket sleeps in the kernel, ends at once when the peer's proce
 carries open files, by which ranks map each other's memory.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -131,10 +132,8 @@ class HostChannel:
     def close(self) -> None:
         """Hang up; ranks that still wait for this one are told so."""
         for connection in self._sockets.values():
-            try:
+            with contextlib.suppress(OSError):  # the other side was first
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the other side was first
             connection.close()
 
     def _late(self, what: str, first: int, found: dict[int, Message]) -> DeadlineError:

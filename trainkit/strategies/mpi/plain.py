@@ -9,8 +9,8 @@ from typing import Any
 from trainkit.coordination import Communicator, Store
 from trainkit.errors import StrategyError
 from trainkit.strategies.base import Strategy
+from trainkit.strategies.link import RankLink
 from trainkit.strategies.mpi.world import join_world, leave_world
-from trainkit.strategies.plain import open_link
 from trainkit.topology import Topology
 
 __all__ = ["PlainMpi"]
@@ -25,7 +25,7 @@ class PlainMpi(Strategy):
     name = "mpi"
 
     def __init__(self) -> None:
-        self._link: Any = None
+        self._link: RankLink | None = None
         self._world: Any = None
 
     def connect(self, topology: Topology, timeout: float) -> None:
@@ -34,15 +34,14 @@ class PlainMpi(Strategy):
             self.communicator = Communicator.solo()
             return
         self._world = join_world(topology)
-        self._link = open_link(topology, timeout)
+        self._link = RankLink.open(topology, timeout)
         self.communicator = self._link.communicator
 
     def watch_store(self) -> Store:
         """See ``Strategy.watch_store``."""
         if self._link is None:
             return super().watch_store()
-        store: Store = self._link.second_connection("watch")
-        return store
+        return self._link.second_connection("watch")
 
     @property
     def device(self) -> str:

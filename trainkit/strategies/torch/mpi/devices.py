@@ -73,9 +73,7 @@ def reads_device_memory(device: torch.device) -> bool:
     itself (MPIX_Query_cuda_support) has been wrong both ways.
     """
     environ = {
-        name: value
-        for name, value in config.environ().items()
-        if not name.startswith(_LAUNCHERS)
+        name: value for name, value in config.environ().items() if not name.startswith(_LAUNCHERS)
     }
     command = [sys.executable, "-m", "trainkit.strategies.torch.mpi.probe", str(device)]
     try:

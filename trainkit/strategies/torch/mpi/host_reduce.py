@@ -270,6 +270,6 @@ class HostReducer:
                 self._stage(own, self._slot, owner, chunk[part]).copy_(chunk[part])
 
     def _stage(self, index: int, slot: int, owner: int, like: torch.Tensor) -> torch.Tensor:
-        """Of the staging memory of rank ``index``: where ``owner``'s part of a chunk has its place."""
+        """In the staging memory of rank ``index``: the place of ``owner``'s part of a chunk."""
         start = slot * self._slot_size + owner * self._place
         return self._stages[index][start : start + like.nbytes].view(like.dtype)

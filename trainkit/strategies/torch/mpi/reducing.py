@@ -54,7 +54,7 @@ class Reducing:
             return
         self._warned = True
         log.warning(
-            "/dev/shm has no room for %.0f MB of gradients, so they are copied on their way to the "
+            "no room for %.0f MB of gradients in /dev/shm, so they are copied on their way to the "
             "other ranks of this host. Mount an emptyDir with medium: Memory there.",
             flat.nbytes / 1e6,
         )

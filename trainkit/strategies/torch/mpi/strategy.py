@@ -15,7 +15,7 @@ from trainkit import config
 from trainkit.errors import StrategyError, UsageError
 from trainkit.strategies.mpi.world import join_world
 from trainkit.strategies.torch.ddp import DDP
-from trainkit.strategies.torch.link import RankLink
+from trainkit.strategies.torch.link import TorchLink
 from trainkit.strategies.torch.mpi.devices import choose_transport
 from trainkit.strategies.torch.mpi.group import BACKEND, MpiGroup, MpiOptions
 from trainkit.strategies.torch.mpi.hook import average, average_in_bf16
@@ -72,11 +72,9 @@ class Mpi(DDP):
         transport = choose_transport(
             self._transport or config.settings().mpi_transport, world, self._device
         )
-        self.link = RankLink.open(topology, timeout)
+        self.link = TorchLink.open(topology, timeout)
         self.communicator = self.link.communicator
-        options = replace(
-            self._options, timeout=timeout, cuda_aware=transport == "cuda-aware"
-        )
+        options = replace(self._options, timeout=timeout, cuda_aware=transport == "cuda-aware")
         device = self._device if transport == "nccl" else None
         register_backend(world, options, nccl_device=device)
         dist.init_process_group(
