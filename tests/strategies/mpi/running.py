@@ -45,9 +45,12 @@ class Job:
     def await_file(self, name: str, seconds: float = 90) -> str:
         """The text of a file that a rank writes in one go."""
         path, deadline = self.folder / name, time.monotonic() + seconds
-        while time.monotonic() < deadline and self.process.poll() is None:
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
             if path.exists():
                 return path.read_text()
+            if ended:
+                break
             time.sleep(0.01)
         self.kill()
         raise AssertionError(f"no {name} came:\n{self.output}")

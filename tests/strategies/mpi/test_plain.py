@@ -14,6 +14,7 @@ import json, sys
 sys.modules["torch"] = None  # as where it is not installed
 import numpy
 import trainkit
+from trainkit.errors import StrategyError
 
 def main(ctx):
     x = numpy.arange(6, dtype=numpy.float32).reshape(2, 3) + ctx.rank
@@ -22,7 +23,7 @@ def main(ctx):
     ctx.native.Allreduce(numpy.ones(1), native)
     try:
         ctx.setup(object())
-    except trainkit.StrategyError as error:
+    except StrategyError as error:
         refused = str(error)
     progress = trainkit.Progress(step=4)
     checkpoints = ctx.checkpoints("saved", progress=progress)

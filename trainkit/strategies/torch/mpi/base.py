@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import _create_work_from_future
-from torch.futures import Future
 
 from trainkit.errors import PeerLostError
 from trainkit.strategies.torch.mpi.attendance import Attendance
@@ -18,6 +16,7 @@ from trainkit.strategies.torch.mpi.lending import Lending
 from trainkit.strategies.torch.mpi.reducing import Reducing
 from trainkit.strategies.torch.mpi.thread import CommunicationThread, Job
 from trainkit.strategies.torch.mpi.wire import Wire
+from trainkit.strategies.torch.mpi.work import MpiWork, Together
 
 __all__ = ["BACKEND", "MpiOptions", "Queued", "Tensors", "on_device"]
 
@@ -54,7 +53,11 @@ def on_device(method: Method) -> Method:
     return call  # type: ignore[return-value]
 
 
-class Queued(dist.ProcessGroup):
+_Base: Any = dist.ProcessGroup
+"""Its stubs give each call two forms, of which groups written in Python are asked for one."""
+
+
+class Queued(_Base):  # type: ignore[misc]
     """Calls of the ranks of one communicator of MPI's, queued for one thread."""
 
     def __init__(
@@ -77,7 +80,8 @@ class Queued(dist.ProcessGroup):
             name: for threads and messages.
             nccl: a backend of torch's that takes CUDA tensors.
         """
-        self._rank, self._size = comm.Get_rank(), comm.Get_size()
+        self._rank: int = comm.Get_rank()
+        self._size: int = comm.Get_size()
         super().__init__(self._rank, self._size)
         self.nccl = nccl
         self._name, self._description = name, "undefined"
@@ -88,7 +92,7 @@ class Queued(dist.ProcessGroup):
         attendance = Attendance(store, self._rank, ranks)
         # MPI's own waits; within a host each wait has its deadline, and says more.
         self._thread = CommunicationThread(name, options.timeout + 5.0, attendance)
-        self._coalescing: list[Future[Any]] | None = None
+        self._coalescing: list[MpiWork] | None = None
 
     # -- what torch asks a group
 
@@ -155,8 +159,8 @@ class Queued(dist.ProcessGroup):
         """See torch."""
         if self.nccl is not None and device is not None and torch.device(device).type == "cuda":
             return self.nccl._end_coalescing()
-        futures, self._coalescing = self._coalescing or [], None
-        return _create_work_from_future(torch.futures.collect_all(futures))
+        works, self._coalescing = self._coalescing or [], None
+        return Together(works)
 
     # -- to the thread
 
@@ -170,7 +174,7 @@ class Queued(dist.ProcessGroup):
             self._lending.piecewise(ready, held, run)
             return held
 
-        return self._work(self._submit(what(name, tensors, more), job, tensors))
+        return self._submit(what(name, tensors, more), job, tensors)
 
     def _whole(
         self,
@@ -188,12 +192,13 @@ class Queued(dist.ProcessGroup):
             self._lending.whole(ready, list(sources), held, run)
             return held
 
-        return self._work(self._submit(what(name, everything, more), job, everything))
+        return self._submit(what(name, everything, more), job, everything)
 
-    def _submit(self, told: str, run: Callable[[], Any], tensors: Tensors = ()) -> Future[Any]:
-        return self._thread.submit(Job(told, run, devices=devices(tensors)))
+    def _submit(self, told: str, run: Callable[[], Any], tensors: Tensors = ()) -> MpiWork:
+        return self._queue(Job(told, run, devices=devices(tensors)))
 
-    def _work(self, future: Future[Any]) -> Any:
+    def _queue(self, job: Job) -> MpiWork:
+        work = MpiWork(job, self._thread.submit(job))
         if self._coalescing is not None:
-            self._coalescing.append(future)
-        return _create_work_from_future(future)
+            self._coalescing.append(work)
+        return work

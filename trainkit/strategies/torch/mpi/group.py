@@ -42,7 +42,8 @@ class MpiGroup(Messages):
             options = dist.AllreduceOptions()
             options.reduceOp = dist.ReduceOp.AVG
             work = self.nccl.allreduce([flat], options)
-            return work.get_future().then(lambda done: done.value()[0])
+            averaged: Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
+            return averaged
         ready = Lending.mark([flat])
         run = self._reducing.all_reduce
 
@@ -50,7 +51,7 @@ class MpiGroup(Messages):
             self._lending.piecewise(ready, [flat], lambda part: run(part, "avg", keep=keep))
             return flat
 
-        return self._submit(what("all_reduce", [flat], "avg"), job, [flat])
+        return self._submit(what("all_reduce", [flat], "avg"), job, [flat]).get_future()
 
     @on_device
     def allreduce(self, tensors: Tensors, opts: Any = None) -> Any:
@@ -247,7 +248,7 @@ class MpiGroup(Messages):
         del opts
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
-        return self._work(self._submit("barrier", self._wire.barrier))
+        return self._submit("barrier", self._wire.barrier)
 
     # names of torch before 2.14
     _allgather_base = all_gather_single

@@ -1,14 +1,13 @@
 """Messages from one rank to another: under way while collectives run."""
 
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.futures import Future
 
 from trainkit.strategies.torch.mpi.base import Queued, Tensors, on_device
 from trainkit.strategies.torch.mpi.checks import devices
 from trainkit.strategies.torch.mpi.thread import Job
+from trainkit.strategies.torch.mpi.work import MpiWork
 
 __all__ = ["Messages"]
 
@@ -26,18 +25,18 @@ class Messages(Queued):
         def begin() -> Any:
             return self._wire.isend(flat, rank, tag)
 
-        return self._work(self._thread.submit(Job(told, begin, True, lambda: [tensor])))
+        return self._queue(Job(told, begin, True, lambda: [tensor]))
 
     @on_device
     def recv(self, tensors: Tensors, rank: int, tag: int = 0) -> Any:
         """Receive into the one tensor of ``tensors``."""
-        return self._work(self._receive(tensors, rank, tag))
+        return self._receive(tensors, rank, tag)
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> Any:
         """Receive from whoever sends first; the ``Work`` knows who it was."""
-        return _Received(self._receive(tensors, None, tag))
+        return self._receive(tensors, None, tag)
 
-    def _receive(self, tensors: Tensors, rank: int | None, tag: int) -> Future[Any]:
+    def _receive(self, tensors: Tensors, rank: int | None, tag: int) -> MpiWork:
         (tensor,) = tensors
         host = tensor.is_cuda and not self._options.cuda_aware
         flat = (
@@ -60,7 +59,7 @@ class Messages(Queued):
             return [tensor] if rank is not None else request.source
 
         told = f"recv of {flat.numel():,} {flat.dtype} from {'anybody' if rank is None else rank}"
-        return self._thread.submit(Job(told, begin, True, finish, devices(tensors)))
+        return self._queue(Job(told, begin, True, finish, devices(tensors)))
 
     def _for_message(self, tensor: torch.Tensor) -> torch.Tensor:
         plain = tensor.detach()
@@ -87,21 +86,3 @@ class _Request:
         if done:
             self.source = status.Get_source()
         return done
-
-
-class _Received:
-    """The ``Work`` of a message from anybody."""
-
-    def __init__(self, future: Future[Any]) -> None:
-        self._future = future
-
-    def wait(self, timeout: timedelta | None = None) -> bool:
-        del timeout
-        self._future.wait()
-        return True
-
-    def is_completed(self) -> bool:
-        return self._future.done()
-
-    def _source_rank(self) -> int:
-        return int(self._future.value())

@@ -69,7 +69,7 @@ class SharedMemory:
         known = self._known.get(storage.data_ptr())
         if known is None or known.storage.expired():
             return Place(), None
-        place = Place(known.number, flat.storage_offset() * flat.element_size(), known.size)
+        place = Place(known.number, int(flat.storage_offset()) * flat.element_size(), known.size)
         if known.sent:
             return place, None
         known.sent = True

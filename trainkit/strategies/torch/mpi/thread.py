@@ -15,7 +15,7 @@ from torch.futures import Future
 from trainkit.errors import DeadlineError, PeerLostError, TrainkitError
 from trainkit.strategies.torch.mpi.attendance import Attendance
 
-__all__ = ["CommunicationThread", "Job"]
+__all__ = ["CommunicationThread", "Failed", "Job"]
 
 log = logging.getLogger(__name__)
 
@@ -225,13 +225,13 @@ class CommunicationThread:
 
 def _raise_or_return(future: Future[Any]) -> Any:
     result = future.value()
-    if isinstance(result, _Failed):
+    if isinstance(result, Failed):
         raise result.reason
     return result
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
+class Failed:
     """``Future.set_exception`` is seen in Python alone; a callback that raises, in C++ too."""
 
     reason: BaseException
@@ -241,7 +241,7 @@ def _fail(job: Job, reason: BaseException) -> None:
     if not job.future.done():
         # The watching thread may have been first.
         with contextlib.suppress(RuntimeError):
-            job.future.set_result(_Failed(reason))
+            job.future.set_result(Failed(reason))
 
 
 def _succeed(job: Job, result: Any) -> None:

@@ -4,7 +4,7 @@ Everything blocks. Buffers are addresses, so what is said here of host memory ho
 memory too where MPI can read that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ __all__ = ["OPS", "Wire", "combine", "op_name"]
 
 OPS = ("sum", "avg", "product", "min", "max", "band", "bor", "bxor")
 
-_TORCH_OPS = {
+_TORCH_OPS: dict[str, Callable[..., Any]] = {
     "sum": torch.add,
     "avg": torch.add,
     "product": torch.mul,
