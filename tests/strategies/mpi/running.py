@@ -33,7 +33,7 @@ class Job:
     folder: Path
     output: str = field(default="")
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 200) -> int:
         """Its exit code; it is killed, and the test fails, where it takes longer."""
         try:
             self.output, _ = self.process.communicate(timeout=seconds)
@@ -42,7 +42,7 @@ class Job:
             raise AssertionError(f"did not end in {seconds} s:\n{self.output}") from None
         return self.process.returncode
 
-    def await_file(self, name: str, seconds: float = 90) -> str:
+    def await_file(self, name: str, seconds: float = 150) -> str:
         """The text of a file that a rank writes in one go."""
         path, deadline = self.folder / name, time.monotonic() + seconds
         while time.monotonic() < deadline:

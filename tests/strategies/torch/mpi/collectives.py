@@ -76,7 +76,12 @@ def all_reduce(rank: int, n: int) -> None:
 
 
 def sum_in_bf16_is_exact_to_one_rounding(rank: int, n: int) -> None:
-    """fp32 in between: 1 + n * 2**-8 needs more than bf16's bits until the end."""
+    """fp32 in between: 1 + n * 2**-8 needs more than bf16's bits until the end.
+
+    On its way to another host a sum is rounded as well: bf16 on the wire.
+    """
+    if sys.argv[1] == "hosts":
+        return
     for size in (1000, 100_000):
         tensor = torch.full((size,), 1.0 if rank == 0 else 2.0**-8, dtype=torch.bfloat16)
         dist.all_reduce(tensor)

@@ -37,7 +37,7 @@ def test_a_killed_rank_ends_the_job(mpirun, tmp_path, way):
     job = started(mpirun, tmp_path, "none", way)
     began = time.monotonic()
     os.kill(pid(job, 1), signal.SIGKILL)
-    code = job.wait(30)
+    code = job.wait(60)
     assert code >= 128, job.output  # an operator tries it again
     assert time.monotonic() - began < 15
     assert gone(job)
@@ -47,7 +47,7 @@ def test_a_killed_rank_ends_the_job(mpirun, tmp_path, way):
 def test_b105_an_exception_in_one_rank_ends_all_and_is_what_is_shown(mpirun, tmp_path, way):
     began = time.monotonic()
     job = mpirun(PROGRAM, "raise", tmp_path, way, n=3)
-    assert job.wait(60) == 70, job.output
+    assert job.wait(180) == 70, job.output
     assert gone(job, 3)
     ended = time.time()
     assert ended - (tmp_path / "started").stat().st_mtime < 10, "all end in 10 s"
@@ -59,7 +59,7 @@ def test_b105_an_exception_in_one_rank_ends_all_and_is_what_is_shown(mpirun, tmp
 
 def test_different_calls_are_named_on_both_sides(mpirun, tmp_path):
     job = mpirun(PROGRAM, "mismatch", tmp_path)
-    assert job.wait(60) != 0
+    assert job.wait(180) != 0
     assert "20,000 torch.float32" in job.output or "30,000 torch.float32" in job.output
     assert "the same collective calls" in job.output
     assert gone(job)
@@ -67,16 +67,16 @@ def test_different_calls_are_named_on_both_sides(mpirun, tmp_path):
 
 @pytest.mark.parametrize("way", ["shared", "alone"])
 def test_a_rank_that_hangs_is_named_at_the_deadline(mpirun, tmp_path, way):
-    job = started(mpirun, tmp_path, "sleep", way, TRAINKIT_TIMEOUT="3")
-    assert job.wait(60) == 138, job.output
+    job = started(mpirun, tmp_path, "sleep", way, TRAINKIT_TIMEOUT="8")
+    assert job.wait(180) == 138, job.output
     assert "timed out waiting for rank 1" in job.output
     assert gone(job)
 
 
 def test_a_stopped_rank_is_named_at_the_deadline(mpirun, tmp_path):
-    job = started(mpirun, tmp_path, "none", TRAINKIT_TIMEOUT="3")
+    job = started(mpirun, tmp_path, "none", TRAINKIT_TIMEOUT="8")
     os.kill(pid(job, 1), signal.SIGSTOP)
-    assert job.wait(60) == 138, job.output
+    assert job.wait(180) == 138, job.output
     assert "timed out waiting for rank 1" in job.output
     assert gone(job)
 
@@ -89,10 +89,10 @@ def test_a_notice_saves_an_agreed_step_and_the_run_goes_on(mpirun, tmp_path, to)
         job.process.send_signal(signal.SIGUSR1)
     else:
         os.kill(pid(job, 1), signal.SIGTERM)
-    assert job.wait(60) == 143, job.output
+    assert job.wait(180) == 143, job.output
     assert gone(job)
     (saved,) = (tmp_path / "saved").glob("step-*/MANIFEST.json")
-    step = int(saved.parent.name.split("-")[1])
+    step = int(saved.parent.name.removeprefix("step-").partition(".")[0])
     again = mpirun(PROGRAM, "resume", tmp_path)
-    assert again.wait(60) == 0, again.output
+    assert again.wait(180) == 0, again.output
     assert f'{{"began": {step}}}' in again.output

@@ -128,6 +128,11 @@ class Queued(_Base):  # type: ignore[misc]
         """See torch; a group's deadline is set when it is made."""
         del timeout
 
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """See torch: whose tensors it takes."""
+        return [torch.device("cpu"), torch.device("cuda")]
+
     def _get_backend(self, device: torch.device) -> Any:
         """See torch: what takes tensors of ``device``."""
         return self.nccl if self.nccl is not None and device.type == "cuda" else self
