@@ -29,6 +29,13 @@ def test_trains_as_one_process_would(mpirun, tmp_path, what, way, n):
     assert job.output.count("all ok") == n
 
 
+def test_b108_a_rank_that_works_longer_is_waited_for(mpirun, tmp_path):
+    job = mpirun(PROGRAM, "tail", tmp_path, "shared")
+    assert job.wait() == 0, job.output
+    assert (tmp_path / "tail").read_text() == "done"
+    assert job.output.count("all ok") == 2
+
+
 def test_sparse_gradients_are_refused_when_the_model_is_set_up(mpirun, tmp_path):
     job = mpirun(PROGRAM, "sparse", tmp_path)
     assert job.wait() == ExitCode.ENVIRONMENT, job.output

@@ -160,6 +160,14 @@ def asynchronous(ctx: trainkit.Context, folder: str) -> None:
     dist.destroy_process_group(beside)
 
 
+def tail(ctx: trainkit.Context, folder: str) -> None:
+    """Rank 1 has work left when rank 0 is done."""
+    train(ctx.setup(net()), torch.optim.SGD(net().parameters(), 0.2), range(2), ctx.rank, 2)
+    if ctx.rank == 1:
+        time.sleep(5)
+        _write(Path(folder, "tail"), "done")
+
+
 def sparse(ctx: trainkit.Context, folder: str) -> None:
     ctx.setup(torch.nn.Embedding(10, 3, sparse=True))
 
@@ -218,7 +226,7 @@ def _write(path: Path, text: str) -> None:
     path.with_suffix(".new").replace(path)
 
 
-CHECKS = {check.__name__: check for check in (ddp, in_bf16, fsdp, asynchronous, sparse)}
+CHECKS = {check.__name__: check for check in (ddp, in_bf16, fsdp, asynchronous, tail, sparse)}
 
 
 def main(what: str, folder: str, way: str = "shared") -> None:
