@@ -48,7 +48,7 @@ class Net(torch.nn.Linear):
 
 def clean_environ(**variables):
     """What a container has of itself: no operator's and no launcher's variables."""
-    kept = {k: os.environ[k] for k in ("PATH", "HOME", "LANG") if k in os.environ}
+    kept = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "PYTHONPATH") if k in os.environ}
     return {**kept, "OMP_NUM_THREADS": "1", "TRAINKIT_TIMEOUT": "120", **variables}
 
 
