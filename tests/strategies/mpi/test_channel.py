@@ -75,6 +75,27 @@ def test_who_is_gone_is_named_at_once(channels):
         one.send(b"to all")
 
 
+def test_a_forked_child_does_not_hide_the_end_of_its_parent(channels):
+    """Loader workers outlive a rank that is killed, by seconds."""
+    one, two = channels(2, timeout=60.0)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        for connection in two._sockets.values():
+            connection.close()  # as the kernel does, without a word
+        with pytest.raises(PeerLostError, match="rank 11"):
+            one.receive("a meeting")
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+
+
 def test_who_is_late_is_named(channels):
     one, two, _ = channels(3, timeout=0.2)
     two.send(b"here")

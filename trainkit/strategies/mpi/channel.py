@@ -11,8 +11,9 @@ import os
 import socket
 import struct
 import uuid
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from trainkit.errors import DeadlineError, PeerLostError
 from trainkit.waiting import Deadline
@@ -46,6 +47,7 @@ class HostChannel:
         self.peers = tuple(sorted(peers))
         self.names = names
         self._sockets = peers
+        _Forks.tell(self)
         self._timeout = timeout
         whole, part = divmod(timeout, 1)
         limit = struct.pack("ll", int(whole), int(part * 1e6))
@@ -136,6 +138,11 @@ class HostChannel:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
+    def forget(self) -> None:
+        """In a forked process: hang up for this process alone."""
+        for connection in self._sockets.values():
+            connection.close()
+
     def _late(self, what: str, first: int, found: dict[int, Message]) -> DeadlineError:
         waiting = [peer for peer in self.peers if peer >= first and peer not in found]
         late = []
@@ -166,6 +173,26 @@ class HostChannel:
             f"{self.names[peer]} of this host is gone{where} (connection closed by peer). Look at "
             f"its log for the first error."
         )
+
+
+class _Forks:
+    """A loader's worker that holds a rank's connections would hide its end from the others."""
+
+    channels: ClassVar["weakref.WeakSet[HostChannel]"] = weakref.WeakSet()
+    _hooked = False
+
+    @classmethod
+    def tell(cls, channel: HostChannel) -> None:
+        cls.channels.add(channel)
+        if not cls._hooked:  # a hook cannot be taken back
+            cls._hooked = True
+            os.register_at_fork(after_in_child=cls._forget)
+
+    @classmethod
+    def _forget(cls) -> None:
+        for channel in list(cls.channels):
+            channel.forget()
+        cls.channels.clear()
 
 
 def _connect(

@@ -46,6 +46,7 @@ class MpiGroup(Messages):
             return averaged
         ready = Lending.mark([flat])
         run = self._reducing.all_reduce
+        keep = keep and not flat.is_cuda  # a device's parts pass through memory that is pinned
 
         def job() -> torch.Tensor:
             self._lending.piecewise(ready, [flat], lambda part: run(part, "avg", keep=keep))

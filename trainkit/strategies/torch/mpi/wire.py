@@ -206,6 +206,8 @@ class Wire:
         return [self._buffer(flat), self._moving(flat)]
 
     def _buffer(self, flat: torch.Tensor) -> Any:
+        if flat.is_cuda:  # MPI reads it when it is called, and knows of no streams
+            torch.cuda.current_stream(flat.device).synchronize()
         return self._mpi.buffer.fromaddress(flat.data_ptr(), flat.nbytes)
 
     def _moving(self, flat: torch.Tensor) -> Any:
