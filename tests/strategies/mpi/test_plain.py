@@ -9,9 +9,18 @@ from trainkit.strategies import resolve
 from trainkit.strategies.mpi.world import join_world
 from trainkit.topology import Topology
 
+NO_TORCH = """
+import sys
+
+class NoTorch:  # as where it is not installed
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoTorch())
+"""
 PROGRAM = """
-import json, sys
-sys.modules["torch"] = None  # as where it is not installed
+import json
 import numpy
 import trainkit
 from trainkit.errors import StrategyError
@@ -47,7 +56,7 @@ trainkit.run(main, strategy="mpi")
 
 def test_numpy_without_torch(mpirun, tmp_path):
     program = tmp_path / "train.py"
-    program.write_text(PROGRAM)
+    program.write_text(NO_TORCH + PROGRAM)
     job = mpirun(program, n=3)
     assert job.wait() == 0, job.output
     for rank in range(3):
@@ -66,7 +75,7 @@ def test_numpy_without_torch(mpirun, tmp_path):
 def test_plain_ranks_of_mpirun_meet_without_torch(mpirun, tmp_path):
     program = tmp_path / "train.py"
     program.write_text(
-        "import sys\nsys.modules['torch'] = None\nimport trainkit\n"
+        f"{NO_TORCH}import trainkit\n"
         "def main(ctx):\n    assert ctx.all_reduce(ctx.rank, 'sum') == 1\n"
         "    print('together', flush=True)\ntrainkit.run(main)\n"
     )

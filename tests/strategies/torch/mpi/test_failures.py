@@ -32,7 +32,7 @@ def gone(job, n=2):
     return not left
 
 
-@pytest.mark.parametrize("way", ["shared", "alone"])
+@pytest.mark.parametrize("way", ["shared", pytest.param("alone", marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_job(mpirun, tmp_path, way):
     job = started(mpirun, tmp_path, "none", way)
     began = time.monotonic()
@@ -43,7 +43,7 @@ def test_a_killed_rank_ends_the_job(mpirun, tmp_path, way):
     assert gone(job)
 
 
-@pytest.mark.parametrize("way", ["shared", "alone"])
+@pytest.mark.parametrize("way", ["shared", pytest.param("alone", marks=pytest.mark.slow)])
 def test_b105_an_exception_in_one_rank_ends_all_and_is_what_is_shown(mpirun, tmp_path, way):
     began = time.monotonic()
     job = mpirun(PROGRAM, "raise", tmp_path, way, n=3)
@@ -65,7 +65,7 @@ def test_different_calls_are_named_on_both_sides(mpirun, tmp_path):
     assert gone(job)
 
 
-@pytest.mark.parametrize("way", ["shared", "alone"])
+@pytest.mark.parametrize("way", ["shared", pytest.param("alone", marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_is_named_at_the_deadline(mpirun, tmp_path, way):
     job = started(mpirun, tmp_path, "sleep", way, TRAINKIT_TIMEOUT="8")
     assert job.wait(180) == 138, job.output
@@ -73,6 +73,7 @@ def test_a_rank_that_hangs_is_named_at_the_deadline(mpirun, tmp_path, way):
     assert gone(job)
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_at_the_deadline(mpirun, tmp_path):
     job = started(mpirun, tmp_path, "none", TRAINKIT_TIMEOUT="8")
     os.kill(pid(job, 1), signal.SIGSTOP)
@@ -81,7 +82,7 @@ def test_a_stopped_rank_is_named_at_the_deadline(mpirun, tmp_path):
     assert gone(job)
 
 
-@pytest.mark.parametrize("to", ["one rank", "mpirun"])
+@pytest.mark.parametrize("to", ["one rank", pytest.param("mpirun", marks=pytest.mark.slow)])
 def test_a_notice_saves_an_agreed_step_and_the_run_goes_on(mpirun, tmp_path, to):
     """mpirun hands SIGUSR1 on; SIGTERM it answers by killing ranks within a second."""
     job = started(mpirun, tmp_path, "resume", TRAINKIT_PREEMPTION_SIGNALS="SIGTERM,SIGUSR1")

@@ -7,7 +7,10 @@ import pytest
 PROGRAM = Path(__file__).with_name("collectives.py")
 
 
-@pytest.mark.parametrize(("way", "n"), [("shared", 2), ("alone", 2), ("shared", 3), ("hosts", 4)])
+@pytest.mark.parametrize(
+    ("way", "n"),
+    [("shared", 3), ("alone", 2), ("hosts", 4), pytest.param("shared", 2, marks=pytest.mark.slow)],
+)
 def test_every_collective_comes_to_what_it_must(mpirun, way, n):
     """Within one host's memory, by MPI alone, and on hosts of two ranks each."""
     job = mpirun(PROGRAM, way, n=n)

@@ -173,13 +173,14 @@ def sparse(ctx: trainkit.Context, folder: str) -> None:
 
 
 def loops(ctx: trainkit.Context, folder: str, *, fault: str) -> None:
-    """Train for ever; rank 1 says when, and does something about it."""
+    """Train for minutes; rank 1 says when, and does something about it."""
     Path(folder, f"rank-{ctx.rank}.pid").write_text(str(os.getpid()))
     model, progress = ctx.setup(net()), trainkit.Progress()
     optimizer = torch.optim.SGD(model.parameters(), 1e-4)
     checkpoints = ctx.checkpoints(f"{folder}/saved", model=model, progress=progress)
     began = checkpoints.restore_latest() or 0
-    while True:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
         train(model, optimizer, range(progress.step, progress.step + 1), ctx.rank, ctx.world_size)
         progress.step += 1
         if progress.step == began + 5:
