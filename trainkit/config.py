@@ -155,6 +155,12 @@ class Settings:
         "check",
         "ranks that mpirun put elsewhere than the hostfile says: check ends the job, warn goes on",
     )
+    mpi_transport: str = _setting(
+        "TRAINKIT_MPI_TRANSPORT",
+        _one_of("auto", "cuda-aware", "nccl", "staged"),
+        "auto",
+        "way of CUDA tensors under strategy mpi: auto takes the first of the others that works",
+    )
     num_nodes: int | None = _setting(
         "TRAINKIT_NUM_NODES", _count, None, "pods of an Indexed Job or JobSet that train together"
     )

@@ -50,8 +50,39 @@ def trainjob(document: Document) -> Document:
     return json.loads(model.to_json())
 
 
+MPIJOB = {
+    "spec": {
+        *("launcherCreationPolicy", "mpiImplementation", "mpiReplicaSpecs", "runLauncherAsWorker"),
+        *("runPolicy", "slotsPerWorker", "sshAuthMountPath"),
+    },
+    "runPolicy": {
+        *("activeDeadlineSeconds", "backoffLimit", "cleanPodPolicy", "managedBy"),
+        *("schedulingPolicy", "suspend", "ttlSecondsAfterFinished"),
+    },
+    "replica": {"replicas", "restartPolicy", "template"},
+}
+"""Keys of the CRD of mpi-operator 0.8 (v2beta1), of which there is no model on PyPI."""
+
+
+def mpijob(document: Document) -> Document:
+    assert document["apiVersion"] == "kubeflow.org/v2beta1"
+    spec = document["spec"]
+    assert {"Launcher", "Worker"} >= set(spec["mpiReplicaSpecs"]) >= {"Launcher"}
+    parts = [("spec", spec), ("runPolicy", spec.get("runPolicy", {}))]
+    for replica in spec["mpiReplicaSpecs"].values():
+        parts.append(("replica", replica))
+        pod = {**replica["template"], "apiVersion": "v1", "kind": "Pod"}
+        pod["metadata"] = {**pod.get("metadata", {}), "name": "pod"}
+        native(pod)
+    for name, part in parts:
+        if unknown := set(part) - MPIJOB[name]:
+            raise ValueError(f"unknown to {name} of MPIJob: {sorted(unknown)}")
+    return document
+
+
 MODELS: dict[str, Callable[[Document], Document]] = {
     "Job": native,
+    "MPIJob": mpijob,
     "PersistentVolumeClaim": native,
     "PyTorchJob": training_operator,
     "TFJob": training_operator,
@@ -111,6 +142,20 @@ def restart_policy_in_a_patch(document: Document) -> None:
     job["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["restartPolicy"] = "Never"
 
 
+def slots_in_the_wrong_place(document: Document) -> None:
+    spec = document["spec"]
+    spec["mpiReplicaSpecs"]["Worker"]["slots"] = spec.pop("slotsPerWorker")
+
+
+def clean_pod_policy_of_v1(document: Document) -> None:
+    document["spec"]["cleanPodPolicy"] = document["spec"]["runPolicy"].pop("cleanPodPolicy")
+
+
+def misspelt_mount(document: Document) -> None:
+    pod = document["spec"]["mpiReplicaSpecs"]["Worker"]["template"]["spec"]
+    pod["containers"][0]["volumeMount"] = pod["containers"][0].pop("volumeMounts")
+
+
 def number_for_a_quantity(document: Document) -> None:
     document["spec"]["resources"]["requests"]["storage"] = ["10Gi"]
 
@@ -120,6 +165,9 @@ def number_for_a_quantity(document: Document) -> None:
     [
         ("checkpoints", number_for_a_quantity),
         ("mnist/job", misspelt_grace),
+        ("mnist/mpijob", slots_in_the_wrong_place),
+        ("mnist/mpijob", clean_pod_policy_of_v1),
+        ("mnist/mpijob", misspelt_mount),
         ("mnist/pytorchjob", unknown_volume_field),
         ("mnist/pytorchjob", policy_of_a_job),
         ("mnist/tfjob-torch", role_of_another_kind),

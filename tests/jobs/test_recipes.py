@@ -1,6 +1,7 @@
 """What the job YAML promises, beyond being valid: one image, one grace period, codes that match."""
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = {"mnist": "torch", "tabular": "xgboost"}
 """By recipe; each is built from the folder of that name in images/."""
 REPLICAS = {
+    "MPIJob": "mpiReplicaSpecs",
     "PyTorchJob": "pytorchReplicaSpecs",
     "TFJob": "tfReplicaSpecs",
     "XGBoostJob": "xgbReplicaSpecs",
@@ -94,7 +96,7 @@ def test_there_is_a_file_for_each_kind():
     kinds: dict[str, set[str]] = {}
     for file in RECIPES:
         kinds.setdefault(file.parent.name, set()).add(load(file)["kind"])
-    assert kinds["mnist"] == {"Job", "PyTorchJob", "TFJob", "TrainJob"}
+    assert kinds["mnist"] == {"Job", "MPIJob", "PyTorchJob", "TFJob", "TrainJob"}
     assert kinds["tabular"] == {"XGBoostJob", "TrainJob"}
 
 
@@ -196,3 +198,22 @@ def test_a_tfjob_of_torch_has_a_server_and_restarts_by_exit_code():
     assert {container["name"] for container in containers} == {"tensorflow"}
     assert all("--strategy=parameter_server" in c["command"] for c in containers)
     assert all(container["env"] == containers[0]["env"] for container in containers)
+
+
+def test_the_pods_of_an_mpijob_run_one_command_and_find_their_keys():
+    spec = load(ROOT / "recipes/mnist/mpijob.yaml")["spec"]
+    launcher, worker = pods({"kind": "MPIJob", "spec": spec})
+    assert launcher.command == worker.command
+    assert launcher.command[-1] == "--strategy=mpi"
+    (home,) = re.findall(r"--home-dir (\S+)", (ROOT / "images/torch/Dockerfile").read_text())
+    assert spec["sshAuthMountPath"] == f"{home}/.ssh"
+    assert spec["runPolicy"]["cleanPodPolicy"] == "Running", "workers never end by themselves"
+
+
+def test_the_image_has_what_an_mpijob_needs():
+    """B118: an MPI launcher without mpi4py, or a worker without sshd, would fail in the pod."""
+    text = (ROOT / "images/torch/Dockerfile").read_text()
+    (extras,) = re.findall(r"'\.\[([a-z0-9,]+)\]'", text)
+    assert {"torch", "mpi"} <= set(extras.split(","))
+    (packages,) = re.findall(r"--no-install-recommends ([^\\]+)\\", text)
+    assert {"openssh-client", "openssh-server", "tini"} <= set(packages.split())

@@ -11,9 +11,11 @@ from trainkit.topology import Topology
 __all__ = ["resolve", "strategies"]
 
 _HOMES: dict[tuple[str, str], str] = {
+    ("plain", "mpi"): "trainkit.strategies.mpi.plain:PlainMpi",
     ("plain", "plain"): "trainkit.strategies.plain:Plain",
     ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
     ("torch", "parameter_server"): "trainkit.strategies.torch.local_sgd.strategy:ParameterServer",
+    ("torch", "mpi"): "trainkit.strategies.torch.mpi:Mpi",
     ("torch", "single"): "trainkit.strategies.torch.single:Single",
     ("xgboost", "collective"): "trainkit.strategies.xgboost.collective:Collective",
 }

@@ -1,0 +1,3 @@
+from tests.strategies.mpi.conftest import mpirun
+
+__all__ = ["mpirun"]
