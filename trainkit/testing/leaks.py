@@ -30,7 +30,8 @@ __all__ = ["Surroundings"]
 _ENDING_TIME = 5.0
 """Seconds that threads, processes and ports get to go away once the test is over."""
 
-_OWN_VARIABLES = {"PYTEST_CURRENT_TEST"}
+_OWN_VARIABLES = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+"""Not the test's: pytest's, and what scikit-learn sets once it is imported, by XGBoost too."""
 
 _LASTING_THREADS = ("fsspecIO", "asyncio_*")
 """Names of threads that a library starts once for the whole process: fsspec's event loop, and the
