@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from tests.distributed.pods import EXAMPLE, MINE, Cluster
+from tests.distributed.tfjob import Job
 
 
 @pytest.fixture
@@ -13,3 +14,19 @@ def cluster(tmp_path):
     cluster = Cluster(tmp_path)
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Makes TFJobs, each in a folder of its own; all are ended when the test is."""
+    made = []
+
+    def make(name="job", **options):
+        folder = tmp_path / name
+        folder.mkdir()
+        made.append(Job(folder, **options))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.cluster.stop()

@@ -171,6 +171,8 @@ def number_for_a_quantity(document: Document) -> None:
         ("mnist/pytorchjob", unknown_volume_field),
         ("mnist/pytorchjob", policy_of_a_job),
         ("mnist/tfjob-torch", role_of_another_kind),
+        ("mnist-tensorflow/tfjob", role_of_another_kind),
+        ("mnist-tensorflow/tfjob-ps", policy_of_a_job),
         ("tabular/xgboostjob", replicas_of_another_kind),
         ("tabular/trainjob", words_for_a_count),
         ("mnist/trainjob", words_for_a_count),

@@ -15,7 +15,7 @@ from trainkit.launch.flags import parse_flags
 from trainkit.launch.options import read_options
 
 ROOT = Path(__file__).parents[2]
-IMAGES = {"mnist": "torch", "tabular": "xgboost"}
+IMAGES = {"mnist": "torch", "mnist-tensorflow": "tensorflow", "tabular": "xgboost"}
 """By recipe; each is built from the folder of that name in images/."""
 REPLICAS = {
     "MPIJob": "mpiReplicaSpecs",
@@ -97,6 +97,7 @@ def test_there_is_a_file_for_each_kind():
     for file in RECIPES:
         kinds.setdefault(file.parent.name, set()).add(load(file)["kind"])
     assert kinds["mnist"] == {"Job", "MPIJob", "PyTorchJob", "TFJob", "TrainJob"}
+    assert kinds["mnist-tensorflow"] == {"TFJob"}
     assert kinds["tabular"] == {"XGBoostJob", "TrainJob"}
 
 
@@ -217,3 +218,25 @@ def test_the_image_has_what_an_mpijob_needs():
     assert {"torch", "mpi"} <= set(extras.split(","))
     (packages,) = re.findall(r"--no-install-recommends ([^\\]+)\\", text)
     assert {"openssh-client", "openssh-server", "tini"} <= set(packages.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("tfjob", {"Chief": 1, "Worker": 1}),
+        ("tfjob-ps", {"Chief": 1, "Worker": 2, "PS": 1, "Evaluator": 1}),
+    ],
+)
+def test_the_pods_of_a_tfjob_run_one_command_and_restart_by_exit_code(
+    name: str, roles: dict[str, int]
+):
+    spec = load(ROOT / f"recipes/mnist-tensorflow/{name}.yaml")["spec"]
+    replicas = spec["tfReplicaSpecs"]
+    assert {role: replica["replicas"] for role, replica in replicas.items()} == roles
+    assert {replica["restartPolicy"] for replica in replicas.values()} == {"ExitCode"}
+    containers = [r["template"]["spec"]["containers"][0] for r in replicas.values()]
+    assert {container["name"] for container in containers} == {"tensorflow"}, "the operator's name"
+    assert len({tuple(container["command"]) for container in containers}) == 1
+    folders = {str(container["env"]) for container in containers}
+    assert len(folders) == 1, "the evaluator reads where the chief saves"
+    assert "enableDynamicWorker" not in spec, "rank and leader would not be known"

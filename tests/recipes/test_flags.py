@@ -1,7 +1,11 @@
 """A new or changed flag is a decision: the lists here are what users script against."""
 
+import json
+import subprocess
+import sys
 from dataclasses import fields
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -55,6 +59,33 @@ FLAGS = {
         "synthetic_images",
     ],
 }
+
+
+TENSORFLOW = [*SHARED, "data_url", "steps_per_execution"]
+IN_ITS_OWN_PROCESS = """
+import json
+from dataclasses import fields
+from trainkit.recipes import mnist_tensorflow as recipe
+from trainkit.recipes._config import parse
+
+print(json.dumps(sorted(field.name for field in fields(recipe.Config))))
+parse(recipe.Config, ["--help"], recipe.__doc__)
+"""
+
+
+def test_flags_of_the_tensorflow_recipe_are_frozen_and_explained():
+    """Apart, since TensorFlow's threads and variables would stay with all other tests."""
+    if find_spec("tensorflow") is None:
+        pytest.skip("needs tensorflow-cpu: trainkit[tensorflow-cpu]")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ITS_OWN_PROCESS], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    names, _, shown = done.stdout.partition("\n")
+    assert json.loads(names) == sorted(TENSORFLOW)
+    for flag in TENSORFLOW:
+        assert f"--{flag.replace('_', '-')}" in shown
+    assert "default" in shown
 
 
 @pytest.mark.parametrize("recipe", sorted(FLAGS))

@@ -5,7 +5,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainkit.checkpoint.root import OpenRoot
 from trainkit.checkpoint.save.pace import Plan
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
+from trainkit.checkpoint.watching import new_steps
 from trainkit.coordination import Communicator
 from trainkit.errors import (
     DeadlineError,
@@ -344,6 +345,21 @@ class CheckpointManager:
         """Steps of all valid checkpoints, ascending; asks one rank only."""
         found = () if self._root is None else self._root.steps()
         return sorted({folder.step for folder in found})
+
+    def watch(
+        self, *, poll: float = 5.0, until: Callable[[], bool] = lambda: False
+    ) -> Iterator[int]:
+        """Restore each newest checkpoint as it appears, and yield its step; for an evaluator.
+
+        Such a manager is best opened with ``CheckpointOptions(read_only=True)``, and may name a
+        part of the run's state only. Those that were followed by a newer one are passed over.
+
+        Args:
+            poll: seconds between two looks.
+            until: whether no more are to come, such as ``lambda: ctx.training_over``; the newest
+                one is then still looked for once.
+        """
+        return new_steps(self, poll=poll, until=until)
 
     def wait(self) -> None:
         """Wait until what was saved is committed; every rank calls it.

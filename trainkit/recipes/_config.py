@@ -109,14 +109,27 @@ def run_recipe(
     config: type[JobConfig],
     description: str | None,
     argv: Sequence[str] | None = None,
+    *,
+    evaluate: Callable[[trainkit.Context, Any], Any] | None = None,
 ) -> Any:
-    """Parse the flags and run ``train(ctx, config)`` on every rank of the job."""
+    """Parse the flags and run ``train(ctx, config)`` on every rank of the job.
+
+    Args:
+        train: the training.
+        config: whose fields are the flags.
+        description: shown by ``--help``.
+        argv: the command line; this process's by default.
+        evaluate: ``evaluate(ctx, config)``, in an evaluator pod.
+    """
     chosen = parse(config, argv, description)
+    precision = getattr(chosen, "precision", None)
     return trainkit.run(
         partial(_call, train, chosen),
+        evaluate=None if evaluate is None else partial(_call, evaluate, chosen),
         strategy=chosen.strategy,
         checkpoint_dir=chosen.checkpoint_dir,
-        precision=getattr(chosen, "precision", None),
+        # The default of all frameworks, of which only torch knows others.
+        precision=None if precision == "fp32" else precision,
         seed=chosen.seed,
     )
 

@@ -8,7 +8,7 @@ from trainkit.errors import StrategyError
 from trainkit.lifecycle import RankMonitor
 from trainkit.runtime.console import Console
 from trainkit.strategies.base import Strategy
-from trainkit.topology import Topology
+from trainkit.topology import Role, Topology
 
 if TYPE_CHECKING:
     from trainkit.checkpoint import CheckpointManager
@@ -77,6 +77,11 @@ class Context:
         """
         return self._monitor.preempted
 
+    @property
+    def training_over(self) -> bool:
+        """In an evaluator of a TFJob: whether the chief has said that the job is done."""
+        return self._strategy.training_over
+
     def setup(self, model: T) -> T:
         """Place ``model`` on this rank's device and make it train with the other ranks'.
 
@@ -93,7 +98,9 @@ class Context:
         """Give each rank its part of ``loader``'s data, on this rank's device.
 
         Args:
-            loader: a ``torch.utils.data.DataLoader``; its batch size is per rank.
+            loader: a ``torch.utils.data.DataLoader``, or a ``tf.data.Dataset`` of batches (or a
+                function of an InputContext that returns one); its batch size is per rank, of
+                TensorFlow per device.
             train: True shuffles where the loader did, and drops what does not divide over
                 the ranks; False neither pads nor drops. By default as the loader looks.
 
@@ -101,10 +108,7 @@ class Context:
             StrategyError: the strategy has no loaders.
         """
         if self._strategy.framework != "torch":
-            raise StrategyError(
-                f"ctx.setup_dataloader() needs torch; under strategy "
-                f"{self._strategy.name!r} use ctx.shard(items)."
-            )
+            return self._strategy.loader(loader, train=train is not False)
         from trainkit.data.torch import ShardedDataLoader
         from trainkit.data.torch.workers import warn_of_too_many
 
@@ -164,11 +168,14 @@ class Context:
             keep: number of newest checkpoints to keep, or a ``RetentionPolicy``.
             local_tier: folder on each node that saves reach before; TRAINKIT_LOCAL_TIER by
                 default, else none.
-            options: ``CheckpointOptions``: numbers that seldom need a change.
+            options: ``CheckpointOptions``: numbers that seldom need a change. An evaluator only
+                reads unless they say otherwise.
             state: by name, anything with ``state_dict`` and ``load_state_dict``.
         """
-        from trainkit.checkpoint import CheckpointManager, EverySteps
+        from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps
 
+        if options is None and self._topology.role is Role.EVALUATOR:
+            options = CheckpointOptions(read_only=True)  # the folder belongs to those that train
         url = url or self._checkpoint_dir
         policy = EverySteps(save) if isinstance(save, int) else save
         shared = self._strategy.shared

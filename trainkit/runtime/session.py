@@ -148,6 +148,7 @@ class Session:
         self._warn_of_no_step()
         if self._monitor is not None and self._monitor.told and self._monitor.stopped_at is None:
             raise Preempted("main returned after a notice to stop; what was unsaved is saved")
+        self._strategy.finish()
 
     def _warn_of_no_step(self) -> None:
         """Say so where there was something to train and nothing was: the job is green."""

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from trainkit.coordination import Communicator, StepAgreement, Store
+from trainkit.errors import StrategyError
 from trainkit.topology import Role, Topology
 
 __all__ = ["Duty", "SharedState", "Strategy"]
@@ -171,6 +172,23 @@ class Strategy(ABC):
         del model
         yield
 
+    def loader(self, dataset: Any, *, train: bool) -> Any:
+        """This rank's part of ``dataset``, where the framework's own loader is none of torch's.
+
+        Raises:
+            StrategyError: this strategy has no loaders.
+        """
+        del dataset, train
+        raise StrategyError(
+            f"ctx.setup_dataloader() needs torch or TensorFlow; under strategy {self.name!r} use "
+            f"ctx.shard(items)."
+        )
+
+    @property
+    def training_over(self) -> bool:
+        """In an evaluator: whether those that train have said that they are done."""
+        return False
+
     @property
     def native(self) -> Any:
         """The framework's own object, for what this interface does not cover."""
@@ -196,6 +214,10 @@ class Strategy(ABC):
     def seed(self, seed: int) -> None:
         """Seed the framework's random generators of this rank."""
         del seed
+
+    def finish(self) -> None:
+        """Take note that ``main`` has returned and all is saved: the job is done, not stopped."""
+        return
 
     @abstractmethod
     def close(self, *, failed: bool = False) -> None:

@@ -6,13 +6,18 @@ from importlib.util import find_spec
 from trainkit.errors import DependencyError, StrategyError, UsageError
 from trainkit.frameworks import FRAMEWORKS
 from trainkit.strategies.base import Strategy
-from trainkit.topology import Topology
+from trainkit.topology import Role, Topology
 
 __all__ = ["resolve", "strategies"]
 
 _HOMES: dict[tuple[str, str], str] = {
     ("plain", "mpi"): "trainkit.strategies.mpi.plain:PlainMpi",
     ("plain", "plain"): "trainkit.strategies.plain:Plain",
+    ("tensorflow", "multi_worker"): "trainkit.strategies.tensorflow.multi_worker:MultiWorker",
+    ("tensorflow", "parameter_server"): (
+        "trainkit.strategies.tensorflow.parameter_server:ParameterServer"
+    ),
+    ("tensorflow", "single"): "trainkit.strategies.tensorflow.single:Single",
     ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
     ("torch", "parameter_server"): "trainkit.strategies.torch.local_sgd.strategy:ParameterServer",
     ("torch", "mpi"): "trainkit.strategies.torch.mpi:Mpi",
@@ -64,7 +69,8 @@ def _usual(framework: str, topology: Topology) -> str:
     """What ``auto`` means."""
     if framework == "xgboost":
         return "collective"
-    if framework == "tensorflow" and (topology.cluster or {}).get("ps"):
+    served = bool((topology.cluster or {}).get("ps")) and topology.role is not Role.EVALUATOR
+    if framework == "tensorflow" and served:
         return "parameter_server"
     if framework in ("torch", "tensorflow") and topology.world_size == 1:
         return "single"

@@ -38,13 +38,13 @@ for line in sys.stdin:
 
 
 class Checks:
-    """A process that runs functions of checks.py by name."""
+    """A process that runs functions of a file, checks.py here, by name."""
 
-    def __init__(self, log: Path, variables: dict[str, str]) -> None:
+    def __init__(self, log: Path, variables: dict[str, str], checks: Path = CHECKS) -> None:
         self._log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(CHECKS)],
+                [sys.executable, "-c", SERVE, str(checks)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -1,0 +1,144 @@
+"""Steps that the chief hands out to workers, several at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from trainkit.errors import StrategyError
+from trainkit.strategies.tensorflow.loader import (
+    Loader,
+    Step,
+    check_steps,
+    epoch_length,
+    from_user,
+    refuse_what_overlaps,
+    serialized,
+    several_steps,
+    without_nothing,
+)
+from trainkit.strategies.tensorflow.losses import is_loss, lost_tasks, peer_losses
+
+__all__ = ["DispatchLoader"]
+
+_EACH = 2
+"""Executions a worker and round: while one is computed the next one is on its way."""
+
+
+class DispatchLoader(Loader):
+    """Steps run on the workers, each on the next batch of its worker's part of the data.
+
+    A round is a few executions for each worker; whoever is free takes the next one. An execution
+    of a worker that dies is done again by another, so a few of its steps may count twice. Its
+    part of the data is left out until it is back.
+    What the steps of a dying worker returned may be missing from the results.
+    """
+
+    def __init__(self, coordinator: Any, dataset: Any, workers: int, *, train: bool) -> None:
+        """Wrap.
+
+        Args:
+            coordinator: TensorFlow's ``ClusterCoordinator``.
+            dataset: of all workers, or a function of an ``InputContext`` that returns a worker's.
+            workers: how many there are.
+            train: whether workers are to read it, or the chief alone.
+        """
+        self._coordinator = coordinator
+        self._workers = workers
+        self._dataset = dataset
+        self._whole = isinstance(dataset, tf.data.Dataset)
+        self._train = train
+        if not self._whole and not callable(dataset):
+            from_user(dataset, 0, 1)  # raises
+        if self._whole and train:
+            refuse_what_overlaps(dataset, workers)
+        super().__init__(epoch_length(dataset, 1) if self._whole else None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(from_user(self._dataset, 0, 1))
+
+    def steps(
+        self, step: Step, *, start: int = 0, stop: int, steps_per_execution: int = 1
+    ) -> Iterator[tuple[int, Any]]:
+        """See ``Loader.steps``."""
+        check_steps(start, stop, steps_per_execution)
+        if not self._train:
+            raise StrategyError("this data is for evaluation: ctx.setup_dataloader(…, train=True)")
+        run = several_steps(self._coordinator.strategy, step)
+        done = start
+        with _worker_losses(done):
+            data = self._coordinator.create_per_worker_dataset(self._of_a_worker())
+            batches = iter(data)
+        while done < stop:
+            counts = _shares(stop - done, steps_per_execution, self._workers * _EACH)
+            with _worker_losses(done):
+                values = [
+                    self._coordinator.schedule(run, args=(batches, tf.constant(count)))
+                    for count in counts
+                ]
+                self._coordinator.join()
+                results = list(_fetched(values))
+            done += sum(counts)
+            self._consumed += sum(counts)
+            if results:
+                whole = tf.nest.map_structure(lambda *some: tf.concat(some, 0), *results)
+                yield done, without_nothing(whole)
+
+    def _of_a_worker(self) -> Any:
+        """A function that makes a worker's data, where it runs."""
+        workers, skipped = self._workers, self._consumed // self._workers
+        if not self._whole:
+            return lambda: from_user(self._dataset, _own_index(), workers).repeat().skip(skipped)
+        graph, spec = serialized(self._dataset), self._dataset.element_spec
+
+        def part() -> Any:
+            made = tf.raw_ops.DatasetFromGraph(graph_def=graph)
+            whole = tf.data.experimental.from_variant(made, spec)
+            return whole.shard(workers, _own_index()).repeat().skip(skipped)
+
+        return part
+
+
+def _fetched(values: list[Any]) -> Iterator[Any]:
+    """What executions returned, but for those of a worker that has died since: its steps count."""
+    for value in values:
+        try:
+            with _unwrapped():
+                found = value.fetch()
+        except tf.errors.OpError as error:
+            tasks = lost_tasks(error)
+            if not is_loss(error) or not tasks or any(task.startswith("ps") for task in tasks):
+                raise
+            continue
+        yield found
+
+
+def _own_index() -> Any:
+    """Of the worker on which this runs."""
+    return tf.distribute.coordinator.experimental_get_current_worker_index()
+
+
+def _shares(steps: int, most: int, executions: int) -> list[int]:
+    """Steps of each execution of a round; only the last may be of fewer than ``most``."""
+    whole = min(steps, most * executions)
+    return [min(most, whole - begin) for begin in range(0, whole, most)]
+
+
+@contextmanager
+def _worker_losses(done: int) -> Iterator[None]:
+    """As ``peer_losses``, also of the coordinator's errors."""
+    with peer_losses(f"step {done + 1}"), _unwrapped():
+        yield
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise the error that the coordinator has wrapped in one of its own."""
+    try:
+        yield
+    except Exception as error:
+        inner = getattr(error, "original_exception", None)
+        if isinstance(inner, Exception):
+            raise inner from None
+        raise
