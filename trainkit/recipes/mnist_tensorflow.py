@@ -121,7 +121,7 @@ def _net() -> Any:
 def _step(ctx: trainkit.Context, config: Config, model: Any, optimizer: Any) -> Any:
     replicas = ctx.native.num_replicas_in_sync
 
-    @tf.function(jit_compile=config.compile or None)
+    @tf.function(jit_compile=config.compile or None)  # type: ignore[untyped-decorator]
     def gradients(images: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             scores = model(images, training=True)

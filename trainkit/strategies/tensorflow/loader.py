@@ -142,14 +142,14 @@ def several_steps(strategy: Any, step: Step) -> Any:
     The loop is one of TensorFlow's, so that only its end comes back to whoever calls it.
     """
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def once(batches: Any) -> Any:
         returned = strategy.run(step, args=(next(batches),))
         if returned is None:
             return ()
         return tf.nest.map_structure(lambda value: _of_all_replicas(strategy, value), returned)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def several(batches: Any, count: Any) -> Any:
         shape = once.get_concrete_function(batches).structured_outputs
         arrays = tf.nest.map_structure(

@@ -105,7 +105,7 @@ _COMBINE_TENSORS: dict[str, Any] = {
 
 
 def _combined(strategy: Any, tensor: Any, op: str, world_size: int) -> Any:
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def gather() -> Any:
         def own() -> Any:
             return tf.distribute.get_replica_context().all_gather(tensor[tf.newaxis], axis=0)
