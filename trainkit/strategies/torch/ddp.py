@@ -53,9 +53,9 @@ class DDP(Single):
             return super().watch_store()
         return self.link.second_connection("watch")
 
-    def setup(self, model: Any) -> Any:
+    def setup(self, model: Any, **options: Any) -> Any:
         """Move ``model`` to the device and wrap it; rank 0's parameters go to all ranks."""
-        model = super().setup(model)
+        model = super().setup(model, **options)
         trains = any(parameter.requires_grad for parameter in model.parameters())
         if self.communicator.world_size == 1 or not trains:
             return model
