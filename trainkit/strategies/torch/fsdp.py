@@ -84,7 +84,8 @@ class FSDP(DDP):
                 f"FSDP(replicas={self._replicas}): {world_size} rank(s) do not divide by it"
             )
         super().connect(topology, timeout)
-        shape, names = (world_size,), ("shard",)
+        shape: tuple[int, ...] = (world_size,)
+        names: tuple[str, ...] = ("shard",)
         if self._replicas > 1:
             shape = (self._replicas, world_size // self._replicas)
             names = ("replicate", "shard")

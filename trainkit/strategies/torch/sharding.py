@@ -228,13 +228,18 @@ def _refuse_earlier_optimizers(model: torch.nn.Module) -> None:
         )
 
 
-def _optimizers_of(parameters: set[int]) -> Iterator[torch.optim.Optimizer]:
-    for candidate in gc.get_objects():
-        # type() and not isinstance, which would wake lazy objects of other packages
-        if issubclass(type(candidate), torch.optim.Optimizer):
-            groups = getattr(candidate, "param_groups", ())
-            if any(id(p) in parameters for group in groups for p in group["params"]):
-                yield candidate
+def _optimizers_of(parameters: set[int]) -> Iterator[Any]:
+    kinds: set[type] = {torch.optim.Optimizer}
+    waiting = [torch.optim.Optimizer]
+    while waiting:
+        found = [kind for kind in waiting.pop().__subclasses__() if kind not in kinds]
+        kinds.update(found)
+        waiting += found
+    # type() and not isinstance, which is slow and would wake lazy objects of other packages
+    for candidate in [one for one in gc.get_objects() if type(one) in kinds]:
+        groups = getattr(candidate, "param_groups", ())
+        if any(id(p) in parameters for group in groups for p in group["params"]):
+            yield candidate
 
 
 def _refuse_different_models(model: torch.nn.Module, communicator: Communicator) -> None:
