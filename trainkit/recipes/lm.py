@@ -111,10 +111,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.scores = nn.Linear(width, 256, bias=False)
-        self.apply(_init)
-        for block in self.blocks:  # so that the sum over all blocks begins as large as one
-            for layer in (block.mix, block.down):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * layers))  # type: ignore[union-attr,arg-type]
+        std = 0.8 / math.sqrt(width)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                # Last in a block: smaller, so that the sum over all blocks begins as large as one.
+                last = name.endswith(("mix.weight", "down.weight"))
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * layers) if last else std)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         """Bytes [B, L] of int64 → scores [B, L, 256] of the byte after each."""
@@ -190,11 +192,6 @@ def main(ctx: trainkit.Context, config: Config) -> float:
         trigram_bits_per_byte=triples,
     )
     return bits
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
 
 
 def _groups(net: nn.Module, config: Config) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What ranks of test_fsdp.py run: each function is a user's script in short."""
 
+import gc
 import math
+import weakref
 
 import torch
 
@@ -106,6 +108,19 @@ def values_of_rank_0():
         own = models.weights(net)
         ctx.setup(net)
         return own, models.weights(net)
+
+    return models.run(main, "torch:fsdp")
+
+
+def lets_go():
+    """How many of the whole parameters are still there after setup."""
+
+    def main(ctx):
+        net = models.Net()
+        parameters = [weakref.ref(p) for p in net.parameters()]
+        ctx.setup(net)
+        gc.collect()
+        return sum(p() is not None for p in parameters)
 
     return models.run(main, "torch:fsdp")
 

@@ -55,6 +55,13 @@ def test_also_inside_of_other_modules_and_of_several_kinds():
     ]
 
 
+def test_a_class_of_its_own_may_be_a_sequential():
+    class Layers(nn.Sequential):
+        pass
+
+    assert names(nn.Sequential(*(Layers(nn.Linear(2, 2)) for _ in range(2)))) == ["0", "1"]
+
+
 def test_stages_of_a_sequential_are_looked_into():
     stages = nn.Sequential(nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block()))
     assert names(stages) == ["0.0", "0.1", "1.0", "1.1"]

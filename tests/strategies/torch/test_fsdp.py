@@ -69,6 +69,7 @@ def test_replicas_of_shards_train_the_same():
     assert sum(one["held"] for one in found) == 2 * expected["held"]
 
 
+@pytest.mark.slow
 @pytest.mark.world_size(2)
 def test_whole_weights_may_stay_until_the_backward_pass():
     settings = {"dtype": "float64", "clip": 0.5}
@@ -150,6 +151,11 @@ def test_all_ranks_get_the_values_of_rank_0():
     assert found_0 == found_1 == own_0
 
 
+@pytest.mark.world_size(2)
+def test_whole_parameters_are_let_go():
+    assert ranks(programs.lets_go, 2) == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("program", "n", "code", "words"),
     [
@@ -160,17 +166,25 @@ def test_all_ranks_get_the_values_of_rank_0():
     ],
 )
 @pytest.mark.world_size(3)
-def test_what_it_cannot_do_is_one_message_on_all_ranks(program, n, code, words):
+def test_what_it_cannot_do_is_one_message(program, n, code, words):
+    """On each rank, but for one that is so late that it only sees another leave (138)."""
     found = run_ranks(getattr(programs, program), n, timeout=120, preload=PRELOAD, check=False)
-    assert [result.exit_code for result in found] == [code] * n
-    for result in found:
+    assert {result.exit_code for result in found} <= {code, ExitCode.RETRYABLE}
+    refused = [result for result in found if result.exit_code == code]
+    assert refused
+    for result in refused:
         assert all(word in result.stderr for word in words), result.stderr
         assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [((2, {}), (1, {})), ((1, {}), (2, {})), ((2, {}), (3, {})), ((4, {"replicas": 2}), (2, {}))],
+    [
+        ((2, {}), (1, {})),
+        ((1, {}), (2, {})),
+        ((2, {}), (3, {})),
+        pytest.param((4, {"replicas": 2}), (2, {}), marks=pytest.mark.slow),
+    ],
     ids=["2-1", "1-2", "2-3", "2x2-2"],
 )
 @pytest.mark.world_size(4)

@@ -71,7 +71,7 @@ def _repeated(prefix: str, parent: torch.nn.Module) -> Iterator[tuple[str, torch
     counts = Counter(type(child) for _, child in children)
     for name, child in children:
         path = f"{prefix}{name}"
-        is_element = isinstance(parent, _CONTAINERS) and not isinstance(child, _CONTAINERS)
+        is_element = isinstance(parent, _CONTAINERS) and type(child) not in _CONTAINERS
         if is_element and counts[type(child)] > 1:
             yield path, child
         else:

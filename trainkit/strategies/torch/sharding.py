@@ -3,6 +3,7 @@
 import gc
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from trainkit.coordination import Communicator
-from trainkit.errors import StrategyError
+from trainkit.errors import StrategyError, TrainkitError
 
 __all__ = ["refuse_what_cannot_be_sharded", "shard"]
+
+_TO_READ = 10.0
+"""Seconds for the other ranks to learn that models differ."""
 
 Blocks = list[tuple[str, torch.nn.Module]]
 
@@ -253,6 +257,9 @@ def _refuse_different_models(model: torch.nn.Module, communicator: Communicator)
     found = communicator.all_gather_object((digest, len(shapes)))
     other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
     if other is not None:
+        # Whoever serves the store waits until all have read it: each is to say what is wrong.
+        with suppress(TrainkitError):
+            communicator.barrier("different models", timeout=_TO_READ)
         raise StrategyError(
             f"the model of rank {other} is not that of rank 0 ({found[other][1]} and {found[0][1]} "
             f"tensors; names, shapes, types or which are trained differ). Every rank has to make "
