@@ -35,7 +35,12 @@ def trace(folder, rank=0):
     return steps
 
 
-@pytest.mark.parametrize("command", [BARE, TWO_RANKS], ids=["1-rank", "2-ranks"])
+SHARDED = [*TWO_RANKS, "--strategy", "fsdp"]
+
+
+@pytest.mark.parametrize(
+    "command", [BARE, TWO_RANKS, SHARDED], ids=["1-rank", "2-ranks", "2-ranks-fsdp"]
+)
 def test_learns_the_embedded_digits(cluster, command):
     pod = cluster.start([*command, "--output-dir", "model"])
     cluster.end()
@@ -50,12 +55,13 @@ def test_learns_the_embedded_digits(cluster, command):
     assert weights["conv1.weight"].shape == (8, 1, 5, 5)
 
 
-def test_one_and_two_ranks_have_equal_losses_at_the_same_global_batch(cluster):
+@pytest.mark.parametrize("two_ranks", [TWO_RANKS, SHARDED], ids=["ddp", "fsdp"])
+def test_one_and_two_ranks_have_equal_losses_at_the_same_global_batch(cluster, two_ranks):
     """To the tolerance that the docs state: only the order of additions differs."""
     common = ["--max-steps", "40", "--seed", "3"]
     cluster.start([*BARE, *common, "--batch-size", "64", "--trace", "one"])
     cluster.end()
-    cluster.start([*TWO_RANKS, *common, "--batch-size", "32", "--trace", "two"])
+    cluster.start([*two_ranks, *common, "--batch-size", "32", "--trace", "two"])
     cluster.end()
     one = trace(cluster.folder / "one")
     two = [trace(cluster.folder / "two", rank) for rank in range(2)]

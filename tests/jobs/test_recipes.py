@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainkit.launch.flags import parse_flags
 from trainkit.launch.options import read_options
 
 ROOT = Path(__file__).parents[2]
-IMAGES = {"mnist": "torch", "mnist-tensorflow": "tensorflow", "tabular": "xgboost"}
+IMAGES = {"lm": "torch", "mnist": "torch", "mnist-tensorflow": "tensorflow", "tabular": "xgboost"}
 """By recipe; each is built from the folder of that name in images/."""
 REPLICAS = {
     "MPIJob": "mpiReplicaSpecs",
@@ -111,6 +112,16 @@ def test_the_command_launches_a_recipe_and_restarts_it_in_place(pod: Pod):
     assert (ROOT / f"{options.entry.target.replace('.', '/')}.py").is_file()
 
 
+@pytest.mark.parametrize("kind", ["pytorchjob", "trainjob"])
+def test_the_language_model_is_sharded_and_takes_its_flags(kind: str):
+    from trainkit.recipes._config import parse
+
+    for pod in pods(load(ROOT / f"recipes/lm/{kind}.yaml")):
+        place = pod.command.index("-m") + 1
+        config = parse(import_module(pod.command[place]).Config, pod.command[place + 1 :], None)
+        assert config.strategy == "fsdp"
+
+
 @every_pod
 def test_grace_is_said_twice_and_equal(pod: Pod):
     seconds = pod.spec["terminationGracePeriodSeconds"]
@@ -178,6 +189,7 @@ def test_a_disruption_is_looked_at_before_the_code():
 @pytest.mark.parametrize(
     ("name", "kind", "container"),
     [
+        ("lm/pytorchjob", "PyTorchJob", "pytorch"),
         ("mnist/pytorchjob", "PyTorchJob", "pytorch"),
         ("tabular/xgboostjob", "XGBoostJob", "xgboost"),
     ],

@@ -46,6 +46,17 @@ FLAGS = {
         "external_memory",
         "batch_rows",
     ],
+    "lm": [
+        *SHARED,
+        "weight_decay",
+        "clip",
+        "layers",
+        "width",
+        "heads",
+        "context",
+        "activation_checkpointing",
+        "test_windows",
+    ],
     "mnist": [*SHARED, "data_url"],
     "imagenet": [
         *SHARED,

@@ -18,7 +18,25 @@ class Net(torch.nn.Module):
         return y
 
 
-def trains(compile_model=False, **options):
+class Block(torch.nn.Sequential):
+    pass
+
+
+def moves(**options):
+    def main(ctx):
+        net = torch.nn.Sequential(*(Block(torch.nn.Linear(1024, 1024)) for _ in range(16)))
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        ctx.setup(net)
+        return {
+            "whole": sum(p.numel() * p.element_size() for p in net.parameters()),
+            "peak": torch.cuda.max_memory_allocated() - before,
+        }
+
+    return trainkit.run(main, seed=0, **options)
+
+
+def trains(compile_model=False, clip=None, **options):
     def main(ctx):
         net = Net()
         if compile_model:
@@ -31,11 +49,15 @@ def trains(compile_model=False, **options):
             loss = (model(x) - x).square().mean()
             optimizer.zero_grad()
             loss.backward()
+            if clip is not None:
+                ctx.clip_grad_norm(model, clip)
             optimizer.step()
             losses.append(loss.item())
+        weight = dict(net.named_parameters())["layer.weight"]
         return {
             "device": str(ctx.device),
             "backend": dist.get_backend_config() if dist.is_initialized() else None,
+            "parameter": f"{type(weight).__name__} of {weight.dtype} on {weight.device}",
             "inner_dtype": str(net.inner_dtype),
             "first_loss": losses[0],
             "last_loss": losses[-1],

@@ -24,6 +24,22 @@ def test_ddp_on_nccl_at_world_size_1():
     assert value["last_loss"] < value["first_loss"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fsdp_on_nccl_at_world_size_1(precision):
+    value = one_rank("trains", strategy="torch:fsdp", precision=precision, clip=1.0)
+    assert value["device"] == "cuda:0"
+    assert "nccl" in value["backend"]
+    assert value["inner_dtype"] == {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[precision]
+    assert value["parameter"] == "DTensor of torch.float32 on cuda:0"
+    assert value["last_loss"] < value["first_loss"]
+
+
+def test_fsdp_moves_a_model_block_by_block():
+    """A model of 16 blocks never lies whole on the device twice, nor beside its parts."""
+    value = one_rank("moves", strategy="torch:fsdp")
+    assert value["peak"] < 1.3 * value["whole"]
+
+
 def test_bf16_computes_in_bf16():
     value = one_rank("trains", strategy="torch:single", precision="bf16")
     assert value["inner_dtype"] == "torch.bfloat16"

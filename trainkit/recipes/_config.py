@@ -72,7 +72,7 @@ class RecipeConfig(JobConfig):
     """Checkpoints, or safetensors, whose weights a run without a checkpoint of its own begins
     with: a folder or URL."""
     strategy: str = "auto"
-    """How ranks train together: auto, single, ddp, parameter_server, or mpi under mpirun."""
+    """How ranks train together: auto, single, ddp, fsdp, parameter_server, or mpi under mpirun."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the model; parameters stay in fp32."""
     compile: bool = False

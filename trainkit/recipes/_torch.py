@@ -31,11 +31,17 @@ def count_right(ctx: trainkit.Context, model: torch.nn.Module, loader: DataLoade
 
 
 def export(ctx: trainkit.Context, net: torch.nn.Module, folder: str | None) -> None:
-    """Write the weights as ``folder/model.safetensors``, from rank 0."""
-    if folder is None or ctx.rank != 0:
+    """Write the weights as ``folder/model.safetensors``, from rank 0; all ranks have to call."""
+    if folder is None:
         return
-    from safetensors.torch import save_file
+    weights = {}
+    for name, tensor in net.state_dict().items():
+        # Under fsdp each rank holds a part, and all take part in putting it together.
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if ctx.rank == 0:
+            weights[name] = whole.cpu().contiguous()
+    if ctx.rank == 0:
+        from safetensors.torch import save_file
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    save_file(weights, Path(folder) / "model.safetensors")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(weights, Path(folder) / "model.safetensors")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainkit.errors import StrategyError
+from trainkit.errors import StrategyError, UsageError
 from trainkit.lifecycle import RankMonitor
 from trainkit.runtime.console import Console
 from trainkit.strategies.base import Strategy
@@ -82,16 +82,44 @@ class Context:
         """In an evaluator of a TFJob: whether the chief has said that the job is done."""
         return self._strategy.training_over
 
-    def setup(self, model: T) -> T:
+    def setup(
+        self,
+        model: T,
+        *,
+        blocks: Sequence[type | str] | None = None,
+        activation_checkpointing: bool = False,
+    ) -> T:
         """Place ``model`` on this rank's device and make it train with the other ranks'.
+
+        Make the optimizer after it: ``fsdp`` replaces the parameters.
+
+        Args:
+            model: of the strategy's framework.
+            blocks: classes of modules, or their names, that are the model's repeated parts
+                (``[Block]``): what ``fsdp`` gathers, and activation checkpointing computes
+                again, one at a time. By default the repeated modules of lists.
+            activation_checkpointing: compute a block's activations again in the backward
+                pass, and keep its inputs alone.
 
         Returns:
             The model to call: wrapped by the strategy where there are several ranks.
 
         Raises:
-            StrategyError: the strategy has no models, or cannot take this one.
+            StrategyError: the strategy has no models, cannot take this one, or has no such
+                options.
         """
-        prepared: T = self._strategy.setup(model)
+        options: dict[str, Any] = {}
+        if blocks is not None:
+            options["blocks"] = blocks
+        if activation_checkpointing:
+            options["activation_checkpointing"] = True
+        unknown = sorted(options.keys() - self._strategy.setup_options)
+        if unknown:
+            raise StrategyError(
+                f"ctx.setup({unknown[0]}=…): strategy {self._strategy.name!r} has no such option; "
+                f"torch's single, ddp and fsdp have it."
+            )
+        prepared: T = self._strategy.setup(model, **options)
         return prepared
 
     def setup_dataloader(self, loader: Any, *, train: bool | None = None) -> Any:
@@ -234,6 +262,26 @@ class Context:
         from trainkit.checkpoint.xgboost import SaveCheckpoints
 
         return SaveCheckpoints(checkpoints, log=log, entry=entry)
+
+    def clip_grad_norm(self, model: Any, max_norm: float) -> Any:
+        """Scale gradients so that their L2 norm, over the parts of all ranks, is limited.
+
+        Between ``backward`` and the optimizer's step; every rank has to call.
+
+        Args:
+            model: as ``setup`` returned it.
+            max_norm: above 0; ``math.inf`` only measures.
+
+        Returns:
+            The norm before, a tensor of no dimension on the device, the same on all ranks.
+
+        Raises:
+            StrategyError: the strategy has no gradients of torch.
+            UsageError: ``max_norm`` is not above 0.
+        """
+        if not max_norm > 0:
+            raise UsageError(f"clip_grad_norm(max_norm={max_norm}): expected a number above 0")
+        return self._strategy.clip_grad_norm(model, max_norm)
 
     def log(self, step: int, *, steps: int | None = None, **values: Any) -> None:
         """Tell people how it goes; costs nothing while no line is due.

@@ -75,6 +75,8 @@ class Strategy(ABC):
 
     hears_notices: ClassVar[bool] = False
     """Whether ``serve`` listens for notices to stop itself; else one ends it at once."""
+    setup_options: ClassVar[frozenset[str]] = frozenset()
+    """Keyword arguments that ``setup`` takes besides the model; see ``Context.setup``."""
 
     communicator: Communicator
     """The control plane; there after ``connect``."""
@@ -188,6 +190,20 @@ class Strategy(ABC):
     def training_over(self) -> bool:
         """In an evaluator: whether those that train have said that they are done."""
         return False
+
+    def clip_grad_norm(self, model: Any, max_norm: float) -> Any:
+        """Scale the gradients of ``model`` to an L2 norm of ``max_norm`` at most, on all ranks.
+
+        Returns:
+            The norm before, as a tensor of no dimension.
+
+        Raises:
+            StrategyError: there are no gradients here.
+        """
+        del model, max_norm
+        raise StrategyError(
+            f"ctx.clip_grad_norm() needs torch's gradients, and strategy {self.name!r} has none"
+        )
 
     @property
     def native(self) -> Any:

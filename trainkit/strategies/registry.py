@@ -21,6 +21,7 @@ _HOMES: dict[tuple[str, str], str] = {
     ("torch", "ddp"): "trainkit.strategies.torch.ddp:DDP",
     ("torch", "parameter_server"): "trainkit.strategies.torch.local_sgd.strategy:ParameterServer",
     ("torch", "mpi"): "trainkit.strategies.torch.mpi:Mpi",
+    ("torch", "fsdp"): "trainkit.strategies.torch.fsdp:FSDP",
     ("torch", "single"): "trainkit.strategies.torch.single:Single",
     ("xgboost", "collective"): "trainkit.strategies.xgboost.collective:Collective",
 }

@@ -1,6 +1,6 @@
 """Data parallel: every rank holds the whole model, gradients are averaged."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -53,9 +53,17 @@ class DDP(Single):
             return super().watch_store()
         return self.link.second_connection("watch")
 
-    def setup(self, model: Any) -> Any:
+    def setup(
+        self,
+        model: Any,
+        *,
+        blocks: Sequence[type | str] | None = None,
+        activation_checkpointing: bool = False,
+    ) -> Any:
         """Move ``model`` to the device and wrap it; rank 0's parameters go to all ranks."""
-        model = super().setup(model)
+        model = super().setup(
+            model, blocks=blocks, activation_checkpointing=activation_checkpointing
+        )
         trains = any(parameter.requires_grad for parameter in model.parameters())
         if self.communicator.world_size == 1 or not trains:
             return model

@@ -9,11 +9,23 @@ import torch
 
 from trainkit.errors import UsageError
 
-__all__ = ["PRECISIONS", "apply_precision"]
+__all__ = ["PRECISIONS", "apply_precision", "dtype_of"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 """Names that users write → autocast's dtype. fp16 is left out: it needs a loss scaler in the
 user's loop, and every GPU that this package supports has bf16."""
+
+
+def dtype_of(precision: str | None) -> torch.dtype | None:
+    """What ``precision`` computes in; None leaves everything in fp32.
+
+    Raises:
+        UsageError: an unknown precision.
+    """
+    name = precision or "fp32"
+    if name not in PRECISIONS:
+        raise UsageError(f"precision={precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]
 
 
 def apply_precision(model: torch.nn.Module, precision: str | None, device_type: str) -> None:
@@ -24,10 +36,8 @@ def apply_precision(model: torch.nn.Module, precision: str | None, device_type: 
     Raises:
         UsageError: an unknown precision.
     """
-    dtype = PRECISIONS.get(precision or "fp32", "unknown")
-    if dtype == "unknown":
-        raise UsageError(f"precision={precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
-    if not isinstance(dtype, torch.dtype):
+    dtype = dtype_of(precision)
+    if dtype is None:
         return
     if "forward" in vars(model):  # somebody replaced it before: torch.compile, say
         model.forward = _autocast(model.forward, dtype, device_type)

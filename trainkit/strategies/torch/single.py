@@ -1,5 +1,6 @@
 """One rank: the model on its device, and nothing around it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from trainkit import config
 from trainkit.coordination import Communicator
 from trainkit.errors import StrategyError
 from trainkit.strategies.base import Strategy
+from trainkit.strategies.torch.activation_checkpointing import checkpoint_activations
+from trainkit.strategies.torch.blocks import find_blocks
 from trainkit.strategies.torch.device import choose_device, limit_threads
 from trainkit.strategies.torch.precision import apply_precision
 from trainkit.topology import Topology
@@ -20,6 +23,7 @@ class Single(Strategy):
 
     framework = "torch"
     name = "single"
+    setup_options = frozenset({"blocks", "activation_checkpointing"})
 
     def __init__(self, *, precision: str | None = None, device: str = "auto") -> None:
         """Prepare.
@@ -57,10 +61,20 @@ class Single(Strategy):
         """The device of this rank."""
         return self._device
 
-    def setup(self, model: Any) -> Any:
+    def setup(
+        self,
+        model: Any,
+        *,
+        blocks: Sequence[type | str] | None = None,
+        activation_checkpointing: bool = False,
+    ) -> Any:
         """Move ``model`` (a Module) to the device, in the precision asked for."""
         if not isinstance(model, torch.nn.Module):
             raise StrategyError(f"ctx.setup() takes a torch.nn.Module, not {type(model).__name__}")
+        if blocks is not None or activation_checkpointing:
+            found = find_blocks(model, blocks)  # wrong names are an error here as elsewhere
+            if activation_checkpointing:
+                checkpoint_activations(model, found)
         model = model.to(self._device)
         apply_precision(model, self._precision, self._device.type)
         return model
@@ -69,6 +83,10 @@ class Single(Strategy):
         """See ``Strategy.all_reduce``: of one rank it is the value itself."""
         del op
         return value
+
+    def clip_grad_norm(self, model: Any, max_norm: float) -> torch.Tensor:
+        """See ``Strategy.clip_grad_norm``: all ranks have the same gradients."""
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
     def seed(self, seed: int) -> None:
         """Seed torch on all devices."""

@@ -11,6 +11,7 @@ from trainkit.checkpoint.adapters.torch.modules import canonical_names
 from trainkit.checkpoint.adapters.torch.sharded import (
     described,
     gathered,
+    give_back_parts,
     is_sharded,
     like,
     own_part,
@@ -133,6 +134,7 @@ def _parameter_names(
     names: dict[int, str] = {}
     for entry, module in state.items():
         if isinstance(module, torch.nn.Module):
+            give_back_parts(module)
             canonical = canonical_names(module)
             for own, parameter in module.named_parameters():
                 names.setdefault(id(parameter), f"{entry}.{canonical(own)}")

@@ -15,13 +15,34 @@ from trainkit.checkpoint.adapters.base import Saved, Wanted
 from trainkit.checkpoint.adapters.torch.tensors import BY_NAME, DTYPES, source
 from trainkit.errors import CheckpointDamagedError, UsageError
 
-__all__ = ["described", "gathered", "is_sharded", "like", "own_part", "stand_ins"]
+__all__ = [
+    "described",
+    "gathered",
+    "give_back_parts",
+    "is_sharded",
+    "like",
+    "own_part",
+    "stand_ins",
+]
 
 
 def is_sharded(value: Any) -> bool:
     """Whether ``value`` is a DTensor; nothing is imported to tell."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
+
+
+def give_back_parts(module: torch.nn.Module) -> None:
+    """Have an FSDP2 module hold its parts again where a forward pass has left weights whole.
+
+    After an evaluation those of the outermost module stay whole until the next backward pass,
+    and are no parameters that an optimizer knows.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        for child in module.modules():
+            if isinstance(child, fsdp.FSDPModule):
+                child.reshard()
 
 
 def described(tensor: Any, where: str) -> dict[str, Any]:

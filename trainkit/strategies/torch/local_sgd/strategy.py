@@ -139,13 +139,13 @@ class ParameterServer(Single):
         """See ``Strategy.shared``."""
         return self._shared
 
-    def setup(self, model: Any) -> Any:
+    def setup(self, model: Any, **options: Any) -> Any:
         """Move ``model`` to the device; it is not wrapped.
 
         Its parameters become the chief's at ``restore_latest``, or at its first forward pass.
         Batch norm's statistics are averaged at the end of a round.
         """
-        model = super().setup(model)
+        model = super().setup(model, **options)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         if self._layout is not None:

@@ -86,7 +86,7 @@ class Mpi(DDP):
         )
         self.link.arrived()
 
-    def setup(self, model: Any) -> Any:
+    def setup(self, model: Any, **options: Any) -> Any:
         """See ``DDP.setup``; gradients are averaged in DDP's buckets, which ranks of a host share.
 
         Raises:
@@ -103,7 +103,7 @@ class Mpi(DDP):
                 f"strategy='mpi' reduces dense gradients alone, and {', '.join(sparse)} has "
                 f"sparse=True. Make it sparse=False, or use strategy='ddp'."
             )
-        prepared = super().setup(model)
+        prepared = super().setup(model, **options)
         group = dist.group.WORLD
         if isinstance(prepared, DistributedDataParallel) and isinstance(group, MpiGroup):
             prepared.register_comm_hook(group, _WIRES[self._wire])
