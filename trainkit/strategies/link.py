@@ -18,6 +18,8 @@ __all__ = ["Endpoint", "RankLink"]
 
 log = logging.getLogger(__name__)
 
+_ANSWERS_AGAIN = 30.0
+"""Seconds until a store that is known takes one more connection."""
 _GOODBYE = 30.0
 """Seconds that rank 0 keeps the store open for ranks that are still ending."""
 
@@ -148,7 +150,8 @@ class RankLink:
         A connection serves one call at a time: a thread that waits on it blocks the others.
         """
         who = f"rank {self.communicator.rank}"
-        deadline = Deadline(self.communicator.timeout)
+        # It answered a moment ago. Where it does not now, rank 0 is gone and will not come back.
+        deadline = Deadline(min(self.communicator.timeout, _ANSWERS_AGAIN))
         store = self._connect(self.store.host, self.store.port, who, deadline)
         self._others.append(store)
         return PrefixedStore(f"{self.prefix}/{name}", store)

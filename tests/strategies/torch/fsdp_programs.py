@@ -134,6 +134,7 @@ def different_models():
 
 def batch_norm():
     def main(ctx):
+        ctx.barrier()  # or a rank that is still connecting would see rank 0 leave
         ctx.setup(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)))
 
     return models.run(main, "torch:fsdp")
