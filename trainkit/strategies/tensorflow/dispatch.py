@@ -13,9 +13,9 @@ from trainkit.strategies.tensorflow.loader import (
     check_steps,
     epoch_length,
     from_user,
+    one_step,
     refuse_what_overlaps,
     serialized,
-    several_steps,
     without_nothing,
 )
 from trainkit.strategies.tensorflow.losses import is_loss, lost_tasks, peer_losses
@@ -65,7 +65,7 @@ class DispatchLoader(Loader):
         check_steps(start, stop, steps_per_execution)
         if not self._train:
             raise StrategyError("this data is for evaluation: ctx.setup_dataloader(…, train=True)")
-        run = several_steps(self._coordinator.strategy, step)
+        run = _unrolled_steps(self._coordinator.strategy, step)
         done = start
         with _worker_losses(done):
             data = self._coordinator.create_per_worker_dataset(self._of_a_worker())
@@ -74,8 +74,7 @@ class DispatchLoader(Loader):
             counts = _shares(stop - done, steps_per_execution, self._workers * _EACH)
             with _worker_losses(done):
                 values = [
-                    self._coordinator.schedule(run, args=(batches, tf.constant(count)))
-                    for count in counts
+                    self._coordinator.schedule(run, args=(batches, count)) for count in counts
                 ]
                 self._coordinator.join()
                 results = list(_fetched(values))
@@ -98,6 +97,22 @@ class DispatchLoader(Loader):
             return whole.shard(workers, _own_index()).repeat().skip(skipped)
 
         return part
+
+
+def _unrolled_steps(strategy: Any, step: Step) -> Any:
+    """As ``several_steps``, one after another and not in a loop; of a number known to Python.
+
+    In a loop of TensorFlow's that reaches over several processes each turn costs messages of its
+    own, twice as much as the step of a small model.
+    """
+    once = one_step(strategy, step)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def several(batches: Any, count: int) -> Any:
+        values = [once(batches) for _ in range(count)]
+        return tf.nest.map_structure(lambda *some: tf.stack(some), *values)
+
+    return several
 
 
 def _fetched(values: list[Any]) -> Iterator[Any]:

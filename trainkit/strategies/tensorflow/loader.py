@@ -142,12 +142,7 @@ def several_steps(strategy: Any, step: Step) -> Any:
     The loop is one of TensorFlow's, so that only its end comes back to whoever calls it.
     """
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def once(batches: Any) -> Any:
-        returned = strategy.run(step, args=(next(batches),))
-        if returned is None:
-            return ()
-        return tf.nest.map_structure(lambda value: _of_all_replicas(strategy, value), returned)
+    once = one_step(strategy, step)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def several(batches: Any, count: Any) -> Any:
@@ -169,6 +164,19 @@ def several_steps(strategy: Any, step: Step) -> Any:
         return tf.nest.map_structure(lambda array: array.stack(), arrays)
 
     return several
+
+
+def one_step(strategy: Any, step: Step) -> Any:
+    """A ``tf.function`` of an iterator: a step on its next batch, on all replicas."""
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def once(batches: Any) -> Any:
+        returned = strategy.run(step, args=(next(batches),))
+        if returned is None:
+            return ()
+        return tf.nest.map_structure(lambda value: _of_all_replicas(strategy, value), returned)
+
+    return once
 
 
 def without_nothing(result: Any) -> Any:
