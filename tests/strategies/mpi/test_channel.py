@@ -43,6 +43,20 @@ def test_each_hears_all_others_in_order(channels):
             }
 
 
+def test_the_order_is_that_of_ranks_and_not_of_their_calls():
+    """Found as sums of three ranks that were rounded in two ways, by who had connected first."""
+    pairs = {peer: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for peer in (3, 1, 2)}
+    one = HostChannel(0, [f"rank {n}" for n in range(4)], {p: a for p, (a, _) in pairs.items()}, 10)
+    try:
+        for peer, (_, other) in pairs.items():
+            other.send(b"from %d" % peer)
+        assert list(one.receive("a word")) == [1, 2, 3]
+    finally:
+        one.close()
+        for _, other in pairs.values():
+            other.close()
+
+
 def test_a_segment_is_the_same_memory_in_both(channels):
     one, two = channels(2)
     own = Segment.create(8192)

@@ -46,7 +46,9 @@ class HostChannel:
         self.size = len(names)
         self.peers = tuple(sorted(peers))
         self.names = names
-        self._sockets = peers
+        # In the order of ranks and not in that in which they called: what is added up in the order
+        # of messages would else be rounded otherwise in another run.
+        self._sockets = dict(sorted(peers.items()))
         _Forks.tell(self)
         self._timeout = timeout
         whole, part = divmod(timeout, 1)
