@@ -114,6 +114,7 @@ def test_the_command_launches_a_recipe_and_restarts_it_in_place(pod: Pod):
 
 @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob"])
 def test_the_language_model_is_sharded_and_takes_its_flags(kind: str):
+    pytest.importorskip("torch")
     from trainkit.recipes._config import parse
 
     for pod in pods(load(ROOT / f"recipes/lm/{kind}.yaml")):
