@@ -61,7 +61,7 @@ MPIJOB = {
     },
     "replica": {"replicas", "restartPolicy", "template"},
 }
-"""Keys of the CRD of mpi-operator 0.8 (v2beta1), of which there is no model on PyPI."""
+"""What an MPIJob (v2beta1) may hold, by hand: there is no model of it on PyPI."""
 
 
 def mpijob(document: Document) -> Document:
