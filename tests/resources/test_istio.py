@@ -16,9 +16,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200 if self.path == "/healthz/ready" else 404)
     def do_POST(self):
         found = self.path == "/quitquitquit"
-        self.answer(200 if found else 404)
         if found:
-            print("quit", flush=True)
+            print("quit", flush=True)  # before the answer, after which a test looks for it
+        self.answer(200 if found else 404)
     def answer(self, status):
         self.send_response(status)
         self.send_header("Content-Length", "0")
