@@ -6,11 +6,9 @@ gathers, and knows nothing of their models.
 
 from typing import Any
 
-from trainkit.coordination import Communicator, Store
 from trainkit.errors import StrategyError
-from trainkit.strategies.base import Strategy
-from trainkit.strategies.link import RankLink
 from trainkit.strategies.mpi.world import join_world, leave_world
+from trainkit.strategies.plain import Plain
 from trainkit.topology import Topology
 
 __all__ = ["PlainMpi"]
@@ -18,35 +16,20 @@ __all__ = ["PlainMpi"]
 _OPS = {"sum": "SUM", "mean": "SUM", "min": "MIN", "max": "MAX"}
 
 
-class PlainMpi(Strategy):
+class PlainMpi(Plain):
     """Ranks of mpirun that share numbers and arrays; ``ctx.native`` is mpi4py's communicator."""
 
-    framework = "plain"
     name = "mpi"
 
     def __init__(self) -> None:
-        self._link: RankLink | None = None
+        super().__init__()
         self._world: Any = None
 
     def connect(self, topology: Topology, timeout: float) -> None:
         """See ``Strategy.connect``."""
-        if topology.world_size == 1:
-            self.communicator = Communicator.solo()
-            return
-        self._world = join_world(topology)
-        self._link = RankLink.open(topology, timeout)
-        self.communicator = self._link.communicator
-
-    def watch_store(self) -> Store:
-        """See ``Strategy.watch_store``."""
-        if self._link is None:
-            return super().watch_store()
-        return self._link.second_connection("watch")
-
-    @property
-    def device(self) -> str:
-        """Always ``cpu``."""
-        return "cpu"
+        if topology.world_size != 1:
+            self._world = join_world(topology)
+        super().connect(topology, timeout)
 
     @property
     def native(self) -> Any:
@@ -88,5 +71,4 @@ class PlainMpi(Strategy):
         """See ``Strategy.close``."""
         if self._world is not None and not failed:
             leave_world(self._world)
-        if self._link is not None:
-            self._link.close(failed=failed)
+        super().close(failed=failed)
