@@ -47,6 +47,8 @@ class RankEnd:
     """The launcher had told it to end before it ended."""
     tail: tuple[str, ...] = ()
     """Last lines of its standard error."""
+    told: str = ""
+    """What is known of the end that its exit code does not tell."""
 
 
 class End:
@@ -123,6 +125,8 @@ class End:
     def _words(self) -> tuple[str, str]:
         if self.record is not None:
             return self.record.error, self.record.message
+        if self.seen.told:
+            return "", self.seen.told
         for line in reversed(self.seen.tail if self.seen.exitcode > 0 else ()):
             if raised := _RAISED.match(line.strip()) if line[:1].strip() else None:
                 return raised["error"].rpartition(".")[2], raised["message"] or ""

@@ -1,7 +1,7 @@
 """What a process that stands for several ranks will start: a pure function of the topology."""
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from trainkit.errors import TopologyError
@@ -58,6 +58,9 @@ class ProgramPlan:
     """What tells them of a notice to stop, where the notice itself would not do."""
     reports: bool = True
     """Whether they run the job's program, which may leave a record of its failure."""
+    lost_host: Callable[[Sequence[str]], str] | None = None
+    """What the lines on standard error tell of a host that was lost; empty if none was. For
+    programs whose exit code does not tell it."""
 
 
 def plan_pod(

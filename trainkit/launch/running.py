@@ -147,6 +147,8 @@ class Launch:
                     ranks.settle(self.grace_period)
                 while ranks.running:
                     ranks.watch(1.0)
+                if plan.lost_host is not None:
+                    ranks.note_lost_hosts(plan.lost_host, _DRAIN)
                 if ranks.wanted or not ranks.failed or not left:
                     break
                 report = failure_report(ranks.ends, host=socket.gethostname())

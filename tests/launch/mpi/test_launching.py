@@ -19,6 +19,19 @@ echo started >> {folder}/started
 {body}
 """
 
+LOST = """
+cat >&2 <<END
+PRTE has lost communication with a remote daemon.
+
+  HNP daemon   : [prterun-job-launcher-82@0,0] on node job-launcher
+  Remote daemon: [prterun-job-launcher-82@0,2] on node job-worker-1
+
+This is usually due to either a failure of the TCP network
+END
+exit {code}
+"""
+"""What Open MPI 5 says then, and the codes with which it was seen to end."""
+
 
 @pytest.fixture
 def mpirun(tmp_path, launch):
@@ -90,3 +103,17 @@ def test_a_hostfile_that_does_not_come_is_told(mpirun):
     one = mpirun(body="exit 0", hostfile=False, TRAINKIT_TIMEOUT="0.2")
     assert one.wait() == 78, one.err
     assert "names a hostfile" in one.err
+
+
+@pytest.mark.parametrize("code", [0, 255])
+def test_a_lost_host_is_a_failure_that_may_pass_whatever_mpirun_ends_with(mpirun, tmp_path, code):
+    one = mpirun("--max-restarts", 1, body=LOST.format(code=code))
+    assert one.wait() == 138, one.err
+    assert "failed first: mpirun has lost job-worker-1: its pod, its node or" in one.err
+    assert (tmp_path / "started").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("code", [70, 137])
+def test_a_code_that_tells_the_cause_stays_where_a_host_is_lost_too(mpirun, code):
+    one = mpirun(body=LOST.format(code=code))
+    assert one.wait() == code, one.err

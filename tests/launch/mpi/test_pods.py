@@ -181,7 +181,8 @@ def test_a_worker_that_is_lost_is_no_success(run_job, tmp_path):
     started.mkdir()
     environ = {"STARTED": str(started), "TRAINKIT_CHECKPOINT_DIR": str(url)}
     job = run_job("saves", "--drain", "lost", "--stop-when", str(started), environ=environ)
-    assert job.code >= 128, job.output
+    assert job.code == 138, job.output
+    assert re.search(rf"failed first: mpirun has lost {job.name}-worker-\d", job.output), job.output
 
 
 def test_a_host_without_sshd_is_named(run_job):

@@ -12,6 +12,7 @@ from trainkit import config
 from trainkit.errors import TopologyError
 from trainkit.launch.mpi.agent import Agent, agent_of, ssh_config
 from trainkit.launch.mpi.forwarding import forwarded, preemption_signals
+from trainkit.launch.mpi.lost import lost_host
 from trainkit.launch.mpi.placement import short_name
 from trainkit.launch.mpi.tools import MpiTools, implementation_of
 from trainkit.launch.plan import ProgramPlan
@@ -54,6 +55,7 @@ class Mpirun:
             environs=(self.environ,),
             stop_signal=self.stop_signal,
             reports=False,  # a rank in this pod would take its files for its own
+            lost_host=lost_host if self.implementation.startswith("openmpi") else None,
         )
 
 
