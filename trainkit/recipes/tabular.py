@@ -113,13 +113,15 @@ def main(ctx: trainkit.Context, config: Config) -> float:
     params = _params(ctx, config, table)
     booster, log = xgboost.Booster(params), dict[str, dict[str, list[float]]]()
     state: dict[str, Any] = {"booster": booster, "log": log}
-    callbacks: list[Any] = [Shown(ctx, config.rounds)]
+    callbacks: list[Any] = []
     if config.patience:
         stopping = xgboost.callback.EarlyStopping(rounds=config.patience, save_best=True)
         state["stopping"] = stopping
-        callbacks.insert(0, stopping)
+        callbacks.append(stopping)
     checkpoints = ctx.checkpoints(save=config.checkpoint_every, **state)
     saving = ctx.save_callback(checkpoints, log=log)
+    # A round is shown once it has been saved, where it was to be; what keeps state comes before.
+    callbacks += [saving, Shown(ctx, config.rounds)]
     first = checkpoints.restore_latest() or 0
     left = saving.rounds_left(config.rounds)
     if not left:
@@ -134,7 +136,7 @@ def main(ctx: trainkit.Context, config: Config) -> float:
             left,
             xgb_model=saving.model,
             evals=[(train, "train"), (validation, "validation")],
-            callbacks=[*callbacks, saving],
+            callbacks=callbacks,
             verbose_eval=False,
         )
         del train, validation  # with the files they keep, before the folder goes
