@@ -41,6 +41,7 @@ LEAKS = {
         "port: this process still listens on TCP port",
     ),
     "temp_file": ("tempfile.mkdtemp(prefix='left-')", "file: {tmp}/left-"),
+    "other_file": ("Path(tempfile.gettempdir(), 'bn_kydau').write_text('blatant')", "bn_kydau"),
     "repo_file": ("(ROOT / 'core.1').write_text('')", "file: {root}/core.1 was left"),
     "tests_file": ("(ROOT / 'tests' / 'x.pt').write_text('')", "/tests/x.pt was left"),
     "process_group": (
@@ -63,6 +64,9 @@ def test_clean_things_that_end_in_time():
 def test_clean_temp_files():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "x").write_text("")
+
+def test_clean_what_python_tried_out_a_temp_folder_with_when_it_was_killed():
+    Path(tempfile.gettempdir(), "bn_kydau").write_text("blat")
 
 def test_clean_after_all_those_leaks():
     assert "LEFT_SET" not in os.environ
@@ -152,7 +156,7 @@ def test_leak_fails_the_test_and_is_named(reports, kind):
 def test_tests_that_leave_nothing_pass(reports):
     _, found = reports
     clean = {name: failure for name, failure in found.items() if name.startswith("test_clean")}
-    assert len(clean) == 6
+    assert len(clean) == 7
     assert set(clean.values()) == {None}
 
 
@@ -165,4 +169,4 @@ def test_test_that_fails_is_reported_once_and_its_leaks_are_undone(reports):
 
 @requires_module("torch")
 def test_every_test_was_seen(reports):
-    assert len(reports[1]) == len(LEAKS) + 7
+    assert len(reports[1]) == len(LEAKS) + 8
