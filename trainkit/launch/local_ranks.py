@@ -29,8 +29,6 @@ _DUMP_TIME = 2.0
 _MANY_VOICES = 2000
 """Lines in which the cause is looked for where ranks elsewhere share one stream."""
 _STOPPED = (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
-_TELL_NOTHING = (0, 255)
-"""Exit codes of mpirun when it loses a host."""
 _LAST_WORDS = 0.1
 """Seconds in which others tell that they failed as well, before they are ended."""
 
@@ -229,18 +227,20 @@ class LocalRanks:
         self._output.drain(timeout)
         self.ends = [replace(end, tail=tuple(self._tail(end.rank))) for end in self.ends]
 
-    def note_lost_hosts(self, lost_host: Callable[[Sequence[str]], str], timeout: float) -> None:
-        """Take ends that look like a success, or like nothing known, for what the output tells.
+    def note_lost_hosts(
+        self, lost_host: Callable[[int, Sequence[str]], str], timeout: float
+    ) -> None:
+        """Take an end for the loss of a host where that is what its output tells.
 
         Args:
-            lost_host: what lines of standard error tell of a host that was lost.
+            lost_host: see ``ProgramPlan``.
             timeout: seconds at most for reading what was written last.
         """
         self._output.drain(timeout)
         for number, end in enumerate(self.ends):
-            if end.exitcode not in _TELL_NOTHING or end.asked:
+            if end.asked:
                 continue
-            if told := lost_host(self._output.tail(end.rank, _MANY_VOICES)):
+            if told := lost_host(end.exitcode, self._output.tail(end.rank, _MANY_VOICES)):
                 self.ends[number] = replace(end, exitcode=int(ExitCode.RETRYABLE), told=told)
 
     def close(self, grace: float = 0.0) -> None:

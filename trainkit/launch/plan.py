@@ -58,9 +58,9 @@ class ProgramPlan:
     """What tells them of a notice to stop, where the notice itself would not do."""
     reports: bool = True
     """Whether they run the job's program, which may leave a record of its failure."""
-    lost_host: Callable[[Sequence[str]], str] | None = None
-    """What the lines on standard error tell of a host that was lost; empty if none was. For
-    programs whose exit code does not tell it."""
+    lost_host: Callable[[int, Sequence[str]], str] | None = None
+    """What the exit code and the lines on standard error tell of a host that was lost; empty if
+    none was. For programs that do not tell it by the code alone."""
 
 
 def plan_pod(

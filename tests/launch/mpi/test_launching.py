@@ -113,6 +113,19 @@ def test_a_lost_host_is_a_failure_that_may_pass_whatever_mpirun_ends_with(mpirun
     assert (tmp_path / "started").read_text().count("\n") == 2
 
 
+def test_a_host_that_only_ssh_tells_of(mpirun):
+    """mpirun's own words come on standard output where its ssh ended first."""
+    words = "Connection to job-worker-1.job.ns.svc closed by remote host."
+    one = mpirun(body=f"echo {words} >&2; exit 255")
+    assert one.wait() == 138, one.err
+    assert "failed first: mpirun has lost job-worker-1.job.ns.svc: its pod" in one.err
+
+
+def test_a_ranks_own_255_is_its_own(mpirun):
+    one = mpirun(body="echo '   Exit code:    255' >&2; exit 255")
+    assert one.wait() == 255, one.err
+
+
 @pytest.mark.parametrize("code", [70, 137])
 def test_a_code_that_tells_the_cause_stays_where_a_host_is_lost_too(mpirun, code):
     one = mpirun(body=LOST.format(code=code))
