@@ -19,6 +19,7 @@ from trainkit.strategies.tensorflow.loader import (
     without_nothing,
 )
 from trainkit.strategies.tensorflow.losses import is_loss, lost_tasks, peer_losses
+from trainkit.strategies.tensorflow.unrolled import Unrolled
 
 __all__ = ["DispatchLoader"]
 
@@ -109,7 +110,8 @@ def _unrolled_steps(strategy: Any, step: Step) -> Any:
 
     @tf.function  # type: ignore[untyped-decorator]
     def several(batches: Any, count: int) -> Any:
-        values = [once(batches) for _ in range(count)]
+        unrolled = Unrolled(once.get_concrete_function(batches))
+        values = [unrolled.put(batches) for _ in range(count)]
         return tf.nest.map_structure(lambda *some: tf.stack(some), *values)
 
     return several
