@@ -117,6 +117,30 @@ def test_the_chief_is_killed_and_a_worker_comes_back(jobs):
     job.end([CHIEF, PS, *WORKERS])
 
 
+@pytest.mark.slow
+def test_an_evaluator_is_killed_and_a_worker_drained_while_training_goes_on(jobs):
+    roles = {"chief": 1, "evaluator": 1, "ps": 1, "worker": 2}
+    job = jobs(roles=roles, every=64, stop=100_000)
+    job.start(CHIEF, PS, *WORKERS, EVALUATOR)
+    first = job.lines(EVALUATOR, "evaluated")[-1]["evaluated"]
+    job.kill(EVALUATOR)
+    job.kill(WORKERS[1], signal.SIGTERM)
+    job.end([WORKERS[1]], code=143)
+    steps = [job.lines(CHIEF, "step")[-1]["step"] for _ in range(40)]
+    assert steps[-1] - steps[0] == 39 * 16, "every round is whole"
+
+    job.start(EVALUATOR)
+    assert job.lines(EVALUATOR, "evaluated")[-1]["evaluated"] > first
+    job.kill(EVALUATOR, signal.SIGTERM)
+    job.end([EVALUATOR], code=143)
+    job.lines(CHIEF, "step")
+    job.kill(CHIEF, signal.SIGTERM)
+    (message,) = messages(job.end([CHIEF], code=143))
+    assert "it is saved" in message
+    job.start(CHIEF, WORKERS[1], stop=64)
+    job.end([CHIEF, PS, *WORKERS])
+
+
 def test_the_missing_ones_of_a_job_are_named(jobs):
     job = jobs(roles={"chief": 1, "ps": 1, "worker": 1}, variables={"TRAINKIT_TIMEOUT": "3"})
     job.start(CHIEF)
