@@ -1,7 +1,7 @@
 """How XGBoost's ranks begin, and what trainkit costs a round, against code written by hand.
 
-    python -m benchmarks.strategies.xgboost_collective            # about three minutes
-    python -m benchmarks.strategies.xgboost_collective --rounds 3 --blocks 6
+    python -m benchmarks.strategies.xgboost_collective            # about four minutes
+    python -m benchmarks.strategies.xgboost_collective --rounds 3 --blocks 50
 
 Boot: two processes that have XGBoost imported. The worker goes first, as pods do, and looks for
 rank 0 half a second before that is there. The clock runs from the moment when rank 0 begins to
@@ -9,18 +9,20 @@ connect until both ranks have the sum of an all-reduce. By hand is a RabitTracke
 CommunicatorContext on both, as the documentation of Kubeflow and XGBoost has it; the limit is
 the same with the tracker up before the worker looks.
 
-A round: two ranks under trainkit train the same rows in blocks, by turns with what trainkit adds
-(the guard over threads, SaveCheckpoints, ctx.log) and without; what is compared is the median
-round of neighbouring blocks.
+A round: two ranks under trainkit train in blocks of five rounds, by turns with what trainkit adds
+(the guard over threads, SaveCheckpoints, ctx.log) and without; neighbouring blocks are compared.
+A block differs from its neighbour by far more than trainkit adds, so there have to be very many.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,21 +35,22 @@ HEAD_START = 0.5
 """Seconds between the worker's first look for rank 0 and rank 0's beginning."""
 DEADLINE = 120.0
 OURS, BY_HAND, LIMIT = "trainkit.run", "by hand, worker first", "by hand, tracker first"
-ROUNDS_A_BLOCK = 25
+ROUNDS_A_BLOCK = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both, and print what was found beside the targets."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="starts (default: %(default)s)")
-    parser.add_argument("--blocks", type=int, default=40, help="(default: %(default)s)")
+    parser.add_argument("--blocks", type=int, default=1000, help="pairs of (default: %(default)s)")
     parser.add_argument("--rank", choices=["hand", "ours", "blocks"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.rank is not None:
         _rank(args.rank, args.blocks)
         return
     warn_if_busy()
-    print(f"{machine()}; {args.rounds} starts, {args.blocks} blocks of {ROUNDS_A_BLOCK} rounds\n")
+    blocks = f"{args.blocks} pairs of blocks of {ROUNDS_A_BLOCK} rounds"
+    print(f"{machine()}; {args.rounds} starts, {blocks}\n")
     names = [OURS, BY_HAND, LIMIT]
     found = list(shuffled_rounds(names, args.rounds, _boot))
     rows = []
@@ -69,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["with what trainkit adds", Spread.of(full).show(".2f", 1e3), ratio.show(".4f")],
         ],
     )
+    low, high = _sure([b / a for a, b in zip(plain, full, strict=True)])
+    print(f"\nthe median ratio lies between {low:.4f} and {high:.4f} (19 times of 20)")
     own = Spread.of(found_rounds["own"])
     share = own.median / statistics.median(plain)
     print(f"\ntrainkit's callbacks take {own.show('.1f', 1e6)} µs of a round: {share:.4%}")
@@ -76,11 +81,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{_verdict(text, ratio.median <= MOST_ROUND, f'≤ {MOST_ROUND:g} ×')}")
 
 
+def _sure(values: Sequence[float]) -> tuple[float, float]:
+    """Between which values the true median lies, with 95 %: by the ranks of a binomial."""
+    ordered, half = sorted(values), len(values) / 2
+    away = 0.98 * len(values) ** 0.5
+    return ordered[max(0, int(half - away))], ordered[min(len(values) - 1, int(half + away))]
+
+
 def _verdict(text: str, met: bool, target: str) -> str:
     return f"{text}; target {target}: {'met' if met else 'missed'}"
 
 
-def _start(rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
+def _start(rank: int, port: int, folder: str, *arguments: str) -> "subprocess.Popen[str]":
     place = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -88,6 +100,7 @@ def _start(rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
         "WORLD_SIZE": "2",
         "WORKER_ADDRS": "worker-0",
         "OMP_NUM_THREADS": "1",
+        "TRAINKIT_CHECKPOINT_DIR": folder,
     }
     return subprocess.Popen(
         [sys.executable, "-m", __spec__.name, *arguments],
@@ -99,9 +112,9 @@ def _start(rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
 
 
 @contextlib.contextmanager
-def _two_ranks(*arguments: str) -> "Iterator[list[subprocess.Popen[str]]]":
+def _two_ranks(*arguments: str, folder: str = "") -> "Iterator[list[subprocess.Popen[str]]]":
     port = free_port()
-    ranks = [_start(rank, port, *arguments) for rank in range(2)]
+    ranks = [_start(rank, port, folder, *arguments) for rank in range(2)]
     try:
         yield ranks
         for rank in ranks:
@@ -142,9 +155,12 @@ def _say(rank: "subprocess.Popen[str]") -> None:
 
 
 def _blocks(blocks: int) -> dict[str, list[float]]:
-    """Seconds of the median round of each block, ``plain`` and ``full``; and of each call of
-    trainkit's callbacks, ``own``."""
-    with _two_ranks("--rank", "blocks", "--blocks", str(blocks)) as ranks:
+    """Seconds of a round in each block, ``plain`` and ``full``; and of each call of trainkit's
+    callbacks, ``own``."""
+    with (
+        tempfile.TemporaryDirectory(prefix="trainkit-") as folder,
+        _two_ranks("--rank", "blocks", "--blocks", str(blocks), folder=folder) as ranks,
+    ):
         found: dict[str, list[float]] = json.loads(_answer(ranks[0]))
     return found
 
@@ -207,13 +223,41 @@ def _train_blocks(blocks: int) -> None:
     strategy = Collective()
     guard = strategy._guard
 
-    class Clock(xgboost.callback.TrainingCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
+    class Turns(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        """One training in blocks, in which the callbacks of trainkit are called by turns."""
+
+        def __init__(self, inner: list[Any], guard: Any, blocks: int) -> None:
             super().__init__()
-            self.times: list[float] = []
+            self.inner, self.guard = inner, guard
+            order = random.Random(0)  # the same on both ranks
+            pairs = [(False, True), (True, False)]
+            self.full = [False, *(full for _ in range(blocks) for full in order.choice(pairs))]
+            self.found: dict[str, list[float]] = {"plain": [], "full": [], "own": []}
+
+        def before_training(self, model: Any) -> Any:
+            for one in self.inner:
+                model = one.before_training(model)
+            return model
+
+        def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if epoch % ROUNDS_A_BLOCK == 0:
+                if self.full[epoch // ROUNDS_A_BLOCK]:
+                    self.guard.install()
+                self.began = time.perf_counter()
+            return False
 
         def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            self.times.append(time.perf_counter())
+            block, number = divmod(epoch, ROUNDS_A_BLOCK)
+            if self.full[block]:
+                began = time.perf_counter()
+                for one in self.inner:
+                    one.after_iteration(model, epoch, evals_log)
+                self.found["own"].append(time.perf_counter() - began)
+            if number == ROUNDS_A_BLOCK - 1:
+                took = (time.perf_counter() - self.began) / ROUNDS_A_BLOCK
+                self.guard.remove()
+                if block:  # the first is there to be warm
+                    self.found["full" if self.full[block] else "plain"].append(took)
             return False
 
     def main(ctx: trainkit.Context) -> None:
@@ -227,48 +271,13 @@ def _train_blocks(blocks: int) -> None:
                 ctx.log(epoch + 1, steps=10**6)
                 return False
 
-        class Timed(xgboost.callback.TrainingCallback):  # type: ignore[misc]
-            """Notes how long what trainkit adds takes in each round."""
-
-            def __init__(self, *inner: Any) -> None:
-                super().__init__()
-                self.inner = inner
-
-            def before_training(self, model: Any) -> Any:
-                for one in self.inner:
-                    model = one.before_training(model)
-                return model
-
-            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-                began = time.perf_counter()
-                for one in self.inner:
-                    one.after_iteration(model, epoch, evals_log)
-                found["own"].append(time.perf_counter() - began)
-                return False
-
-        def block(full: bool) -> float:
-            clock = Clock()
-            callbacks: list[Any] = [clock]
-            if full:
-                guard.install()
-                booster = xgboost.Booster(params)
-                # as with a folder, but for the saves themselves, which other benchmarks measure
-                checkpoints = ctx.checkpoints(booster=booster)
-                callbacks = [Timed(Shown(), ctx.save_callback(checkpoints)), clock]
-            try:
-                xgboost.train(params, data, ROUNDS_A_BLOCK, callbacks=callbacks)
-            finally:
-                guard.remove()
-            steps = np.diff(clock.times)
-            return statistics.median(steps.tolist())
-
-        found: dict[str, list[float]] = {"plain": [], "full": [], "own": []}
+        booster = xgboost.Booster(params)
+        # without the saves themselves, which other benchmarks measure
+        checkpoints = ctx.checkpoints(save=10**9, booster=booster)
+        turns = Turns([Shown(), ctx.save_callback(checkpoints)], guard, blocks)
         guard.remove()
-        block(False)
-        for number in range(blocks):
-            for name in ("plain", "full") if number % 2 else ("full", "plain"):
-                found[name].append(block(name == "full"))
-        print(json.dumps(found), flush=True)
+        xgboost.train(params, data, len(turns.full) * ROUNDS_A_BLOCK, callbacks=[turns])
+        print(json.dumps(turns.found), flush=True)
 
     trainkit.run(main, strategy=strategy)
 
