@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps, root
 from trainkit.checkpoint.save import division
 from trainkit.errors import RetryableError, UsageError
 from trainkit.processes.table import descendants
@@ -363,6 +363,30 @@ def test_a_rank_that_leaves_by_an_error_waits_for_nobody(tmp_path, on_ranks):
         return manager.all_steps()
 
     assert on_ranks(2, rank) == [[1], None]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["after a save", "in the first"])
+def test_a_failing_run_waits_a_few_saves_long_for_a_part_that_may_never_come(
+    tmp_path, on_ranks, caplog, monkeypatch, known
+):
+    monkeypatch.setattr(root, "_AT_LEAST", 0.3)
+    options = replace(OPTIONS, exit_timeout=2.0)
+
+    def rank(communicator):
+        manager = CheckpointManager(
+            tmp_path, {"value": {"a": 1}}, communicator=communicator, options=options
+        )
+        manager.step(0)
+        if known:
+            manager.save(1)
+            manager.wait()
+        if communicator.rank == 0:
+            manager.save(2)  # and rank 1 is lost before it does
+        manager.close(failed=True)
+
+    on_ranks(2, rank)
+    (words,) = [record.message for record in caplog.records if "not done within" in record.message]
+    assert ("within 2 s" in words) is not known
 
 
 @pytest.mark.parametrize(

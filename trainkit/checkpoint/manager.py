@@ -378,7 +378,9 @@ class CheckpointManager:
 
         Args:
             failed: whether the run ends by an error, so that no other rank may be waited for.
-                What this rank has to write is still written, within ``exit_timeout`` seconds.
+                What this rank has to write is still written, and rank 0 commits it if the others
+                did as well, within a few times what a save takes (where that is known yet; and
+                ``exit_timeout`` seconds at most).
         """
         closed, self._closed = self._closed, True
         self._next_look = _NEVER
@@ -390,7 +392,7 @@ class CheckpointManager:
                 if self._stopped_step is None:  # who comes back to this node finds it there
                     self._root.empty_tier()
         finally:
-            self._root.leave()
+            self._root.leave(failed=failed)
 
     def _look(self, step: int, metrics: Mapping[str, float] | None) -> bool:
         """Look after the save under way, and ask the policy if it is time for that."""

@@ -22,7 +22,8 @@ class CheckpointOptions:
     the slowest rank's included."""
     exit_timeout: float = 60.0
     """Seconds for which a process that ends without ``close``, or by an error, waits for the save
-    that is under way."""
+    that is under way; after an error at most five times as long as the last saves have taken, and
+    ten seconds, since a part of it may be that of a rank that was lost."""
     attempts: int = 3
     """How often a save is tried while the storage answers with I/O errors."""
     pause: float = 2.0

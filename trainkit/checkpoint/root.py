@@ -26,6 +26,11 @@ __all__ = ["OpenRoot"]
 
 log = logging.getLogger(__name__)
 
+_SLOWER = 5.0
+"""How many times longer than the last ones a save may take that ends in a failing run …"""
+_AT_LEAST = 10.0
+"""… or so many seconds: storage has bad moments, too."""
+
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class OpenRoot:
@@ -142,10 +147,18 @@ class OpenRoot:
         if done and (self.communicator.rank == 0 or not tier.shared):
             clear_tier(tier)
 
-    def leave(self) -> None:
-        """Wait for this rank's own work, and leave the root to others; asks no other rank."""
+    def leave(self, *, failed: bool) -> None:
+        """Wait for this rank's own work, and leave the root to others; asks no other rank.
+
+        Args:
+            failed: whether the run ends by an error: by the loss of another rank, perhaps, whose
+                part of a save will never come.
+        """
         if self.saver is not None:
-            self.saver.finish(self.options.exit_timeout)
+            longest = self.options.exit_timeout
+            if failed and (usual := self.saver.pace.upload) is not None:
+                longest = min(longest, max(_AT_LEAST, _SLOWER * usual))
+            self.saver.finish(longest)
         if self.hold is not None:
             self.hold.release()
 

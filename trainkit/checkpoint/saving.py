@@ -83,7 +83,8 @@ class Saver:
         self._leave: StepFolder | None = None
         """In the tier, whole; it stays there until the next one is."""
         self._upload_next = False
-        self._pace = Pace()
+        self.pace = Pace()
+        """How long saves have taken."""
         self.background = options.background and storage.reopenable
         """Whether saves are written beside training."""
         self._writer: Writer = (
@@ -114,7 +115,7 @@ class Saver:
             left: seconds until the kill, as far as this rank knows; None: no limit.
         """
         timeout = self._options.timeout
-        told = self._communicator.all_gather_object((left, self._pace), timeout=timeout)
+        told = self._communicator.all_gather_object((left, self.pace), timeout=timeout)
         known = [seconds for seconds, _ in told if seconds is not None]
         pace: Pace = told[0][1]
         return pace.plan(min(known)) if known else Plan.UPLOAD
@@ -294,7 +295,7 @@ class Saver:
         if flight.ended:
             # Copying is part of it, and of what a foreground writer measures.
             copying = flight.stalled if self.background else 0.0
-            self._pace.note(
+            self.pace.note(
                 kept=None if kept is None else copying + kept,
                 uploaded=copying + took if flight.upload else None,
             )
