@@ -152,11 +152,12 @@ def _place(value: Mapping[str, Any], body: int) -> TensorPlace:
     # Thousands of small tensors are common, so every operation here counts.
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     num_bytes = ITEM_BYTES[dtype]
-    for number in (begin, end, *shape):
-        if type(number) is not int or number < 0:
-            raise ValueError("sizes and offsets that are no counts")
     for length in shape:
+        if type(length) is not int or length < 0:
+            raise ValueError("sizes that are no counts")
         num_bytes *= length
-    if end > body or end - begin != num_bytes:
+    if type(begin) is not int or type(end) is not int:
+        raise ValueError("offsets that are no counts")
+    if begin < 0 or end > body or end - begin != num_bytes:
         raise ValueError("data offsets do not fit the shape or the file")
     return TensorPlace(dtype, shape, begin, end)

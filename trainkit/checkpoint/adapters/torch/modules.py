@@ -85,10 +85,12 @@ class ModuleAdapter:
 
     def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
         """See ``StateAdapter.prepare``."""
-        module = state[name]
-        found: dict[str, Any] = {
-            key: restored(stored) for key, stored in saved[f"{name}/model"].tensors.items()
-        }
+        module, stored = state[name], saved[f"{name}/model"].tensors
+        plain = _plain_tensors(module)
+        if plain is not None and saved.keys() == {f"{name}/model"}:
+            canonical = canonical_names(module)
+            return _into_plain(name, {canonical(own): t for own, t in plain.items()}, stored)
+        found: dict[str, Any] = {key: restored(tensor) for key, tensor in stored.items()}
         if f"{name}/extra" in saved:
             found.update(saved[f"{name}/extra"].value())
         sharded = saved.get(sharded_path(f"{name}/model"))
@@ -99,14 +101,7 @@ class ModuleAdapter:
         found.update(gathered(sharded, targets))
         mapped = {own: like(found[key], value) for key, (own, value) in expected.items()}
 
-        def apply() -> None:
-            own = _plain_tensors(module)
-            if own is not None and own.keys() == mapped.keys():
-                copy_all_into([own[key] for key in mapped], [*mapped.values()])
-            else:
-                module.load_state_dict(mapped)
-
-        return apply
+        return lambda: module.load_state_dict(mapped)
 
 
 def with_tied(
@@ -144,6 +139,10 @@ _HOOKS = (
     "_state_dict_hooks",
 )
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_HINT = (
+    "Restore into the model that was saved, or start with another checkpoint folder; nothing was "
+    "changed."
+)
 
 
 def _items(module: torch.nn.Module) -> Iterator[tuple[str, str, Any]]:
@@ -190,37 +189,56 @@ def _has_usual_ways(kind: type[torch.nn.Module]) -> bool:
     )
 
 
+def _into_plain(
+    name: str, targets: Mapping[str, torch.Tensor], stored: Mapping[str, StoredTensor]
+) -> Apply:
+    """What copies tensors, and nothing else, into those of a module.
+
+    Thousands of small ones are common, so every operation here counts.
+    """
+    _compare_names(name, targets, stored)
+    values = []
+    for key, target in targets.items():
+        value = restored(stored[key])
+        if target.shape != value.shape or target.dtype != value.dtype:
+            _compare_tensors(f"{name}.{key}", target, value)
+        values.append(value)
+    return lambda: copy_all_into([*targets.values()], values)
+
+
 def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Refuse a saved module with other names or shapes, and warn of other element types."""
-    hint = (
-        "Restore into the model that was saved, or start with another checkpoint folder; "
-        "nothing was changed."
-    )
+    _compare_names(name, expected, found)
+    for key, value in expected.items():
+        if is_tensor(value):
+            _compare_tensors(f"{name}.{key}", value, found[key])
+
+
+def _compare_names(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    if expected.keys() == found.keys():
+        return
     missing = [key for key in expected if key not in found]
     surplus = [key for key in found if key not in expected]
-    if missing or surplus:
+    raise EnvironmentFaultError(
+        f"{name}: the checkpoint is of another model. In the run and not in the checkpoint: "
+        f"{_some(missing)}; in the checkpoint and not in the run: {_some(surplus)}. {_HINT}"
+    )
+
+
+def _compare_tensors(name: str, expected: torch.Tensor, found: Any) -> None:
+    if not is_tensor(found) or expected.shape != found.shape:
+        shape = tuple(getattr(found, "shape", ()))
         raise EnvironmentFaultError(
-            f"{name}: the checkpoint is of another model. In the run and not in the checkpoint: "
-            f"{_some(missing)}; in the checkpoint and not in the run: {_some(surplus)}. {hint}"
+            f"{name}: the run expects the shape {tuple(expected.shape)}, the checkpoint holds "
+            f"{shape}. {_HINT}"
         )
-    for key, value in expected.items():
-        if not is_tensor(value):
-            continue
-        other = found[key]
-        if not is_tensor(other) or value.shape != other.shape:
-            shape = tuple(getattr(other, "shape", ()))
-            raise EnvironmentFaultError(
-                f"{name}.{key}: the run expects the shape {tuple(value.shape)}, the checkpoint "
-                f"holds {shape}. {hint}"
-            )
-        if value.dtype != other.dtype:
-            log.warning(
-                "%s.%s: saved as %s and restored as %s; values may lose precision",
-                name,
-                key,
-                other.dtype,
-                value.dtype,
-            )
+    if expected.dtype != found.dtype:
+        log.warning(
+            "%s: saved as %s and restored as %s; values may lose precision",
+            name,
+            found.dtype,
+            expected.dtype,
+        )
 
 
 def _some(names: list[str]) -> str:
