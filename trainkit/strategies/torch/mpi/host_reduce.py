@@ -23,8 +23,9 @@ _CHUNK = 2 << 20
 """Bytes of a rank's tensor that are staged at once."""
 _SMALL = 32 << 10
 """Bytes up to which every rank reduces all of it: one meeting in place of two."""
-_TILE = 128 << 10
-"""Bytes that are reduced at once: what is read again is in the core's own cache."""
+_TILE = 512 << 10
+"""Bytes that are reduced at once: what is read again is in the core's own cache, and Python takes
+little of the time."""
 _ALIGN = 64
 """Elements to which parts are rounded: no two ranks write to one cache line."""
 
