@@ -117,6 +117,20 @@ def test_the_chief_is_killed_and_a_worker_comes_back(jobs):
     job.end([CHIEF, PS, *WORKERS])
 
 
+def test_a_job_that_is_stopped_as_a_whole_is_saved_with_the_help_of_its_workers(jobs):
+    """All pods hear of it at once; a round takes two seconds, and is not done without workers."""
+    job = jobs(roles={"chief": 1, "ps": 1, "worker": 2}, every=100_000, stop=100_000, slow=0.13)
+    job.start(CHIEF, PS, *WORKERS)
+    job.lines(CHIEF, "step")
+    for task in (*WORKERS, PS, CHIEF):
+        job.kill(task, signal.SIGTERM)
+    (message,) = messages(job.end([CHIEF], code=143, seconds=60))
+    assert "it is saved" in message
+    output = job.end(WORKERS, code=143)
+    assert "worker 0 ends as asked; the whole job stops" in output
+    job.end([PS], code=143)
+
+
 @pytest.mark.slow
 def test_an_evaluator_is_killed_and_a_worker_drained_while_training_goes_on(jobs):
     roles = {"chief": 1, "evaluator": 1, "ps": 1, "worker": 2}
