@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 from trainkit.errors import EnvironmentFaultError, PeerLostError, StrategyError, UsageError
+from trainkit.strategies.tensorflow.additions import whole_additions
+from trainkit.strategies.tensorflow.dispatch import DispatchLoader, _unwrapped
 from trainkit.strategies.tensorflow.loader import ReplicaLoader, from_user, part_of
 from trainkit.strategies.tensorflow.losses import peer_losses
 from trainkit.strategies.tensorflow.single import Single
@@ -152,6 +154,49 @@ def errors_of_lost_processes_name_them(folder: Path) -> None:
         raise gone
     with pytest.raises(tf.errors.InvalidArgumentError), peer_losses("step 4"):
         raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
+
+
+def data_of_python_is_refused_where_workers_have_no_python(folder: Path) -> None:
+    """The chief would wait for a worker that waits for the chief's Python."""
+    spec = tf.TensorSpec((), tf.int64)
+
+    def generated(context=None):
+        return tf.data.Dataset.from_generator(lambda: iter(range(8)), output_signature=spec).batch(2)
+
+    def mapped(context=None):
+        return ids().map(lambda batch: tf.py_function(abs, [batch], tf.int64))
+
+    for make in (generated, mapped):
+        with pytest.raises(StrategyError, match=r"calls Python \(from_generator"):
+            DispatchLoader(None, make(), 2, train=True)
+        DispatchLoader(None, make(), 2, train=False)  # by the chief alone
+        loader = DispatchLoader(None, make, 2, train=True)
+        with pytest.raises(StrategyError, match="calls Python"), _unwrapped():
+            tf.function(loader._of_a_worker()).get_concrete_function()
+
+
+def additions_of_keras_are_whole_while_steps_are_traced(folder: Path) -> None:
+    """Workers add to one variable at the same time: reading it first loses what others add."""
+    import keras
+
+    before = dict(vars(keras.Variable))
+    count = keras.Variable(0, dtype="int64")
+
+    def add():
+        count.assign_add(2)
+        return count.assign_sub(1)
+
+    with whole_additions():
+        traced = tf.function(add).get_concrete_function()
+    found = [node.op for node in traced.graph.as_graph_def().node]
+    assert "AssignAddVariableOp" in found
+    assert "AssignSubVariableOp" in found
+    assert "AssignVariableOp" not in found
+    assert (int(traced()), int(traced()), int(count.value)) == (1, 2, 2)
+    with whole_additions(), keras.StatelessScope() as scope:
+        count.assign_add(5)
+    assert (int(scope.get_current_value(count)), int(count.value)) == (7, 2)
+    assert dict(vars(keras.Variable)) == before
 
 
 def one_process_refuses_a_world(folder: Path) -> None:

@@ -141,29 +141,33 @@ def several_steps(strategy: Any, step: Step) -> Any:
 
     The loop is one of TensorFlow's, so that only its end comes back to whoever calls it.
     """
-
     once = one_step(strategy, step)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def several(batches: Any, count: Any) -> Any:
-        shape = once.get_concrete_function(batches).structured_outputs
-        arrays = tf.nest.map_structure(
-            lambda one: tf.TensorArray(one.dtype, size=count, element_shape=one.shape), shape
-        )
-
-        def body(index: Any, arrays: Any) -> tuple[Any, Any]:
-            values = once(batches)
-            written = tf.nest.map_structure(
-                lambda array, value: array.write(index, value), arrays, values
-            )
-            return index + 1, written
-
-        _, arrays = tf.while_loop(
-            lambda index, _: index < count, body, (0, arrays), parallel_iterations=1
-        )
-        return tf.nest.map_structure(lambda array: array.stack(), arrays)
+        return in_a_loop(once, batches, count)
 
     return several
+
+
+def in_a_loop(once: Any, batches: Any, count: Any) -> Any:
+    """What ``count`` calls of ``once`` return, one after another in a loop of TensorFlow's."""
+    shape = once.get_concrete_function(batches).structured_outputs
+    arrays = tf.nest.map_structure(
+        lambda one: tf.TensorArray(one.dtype, size=count, element_shape=one.shape), shape
+    )
+
+    def body(index: Any, arrays: Any) -> tuple[Any, Any]:
+        values = once(batches)
+        written = tf.nest.map_structure(
+            lambda array, value: array.write(index, value), arrays, values
+        )
+        return index + 1, written
+
+    _, arrays = tf.while_loop(
+        lambda index, _: index < count, body, (0, arrays), parallel_iterations=1
+    )
+    return tf.nest.map_structure(lambda array: array.stack(), arrays)
 
 
 def one_step(strategy: Any, step: Step) -> Any:
@@ -234,7 +238,7 @@ def refuse_what_overlaps(dataset: Any, count: int) -> None:
 
 
 def _is_shuffled_at_random(dataset: Any) -> bool:
-    graph = tf.compat.v1.GraphDef.FromString(serialized(dataset).numpy())
+    graph = graph_of(dataset)
     nodes = [graph.node, *(function.node_def for function in graph.library.function)]
     for some in nodes:
         constants = {node.name: node for node in some if node.op == "Const"}
@@ -253,6 +257,11 @@ def serialized(dataset: Any) -> Any:
     return tf.raw_ops.DatasetToGraphV2(
         input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=1
     )
+
+
+def graph_of(dataset: Any) -> Any:
+    """The ``GraphDef`` of a Dataset."""
+    return tf.compat.v1.GraphDef.FromString(serialized(dataset).numpy())
 
 
 def from_user(dataset: Any, index: Any, count: int) -> Any:
