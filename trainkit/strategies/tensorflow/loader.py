@@ -21,7 +21,8 @@ class Loader(ABC):
     """What ``ctx.setup_dataloader`` returns for a ``tf.data.Dataset``.
 
     Iterating over it gives this rank's batches once. ``steps`` trains, repeating the data as
-    often as needed. In a checkpoint it remembers how many batches were trained on.
+    often as needed. In a checkpoint it remembers how many batches were trained on by all ranks, so
+    that a job of another size goes on behind them.
     """
 
     def __init__(self, length: int | None) -> None:
@@ -83,7 +84,13 @@ class ReplicaLoader(Loader):
     """Every rank computes each step together with the others, each on a batch of its own."""
 
     def __init__(
-        self, strategy: Any, dataset: Any, length: int | None, *, batches_a_step: int
+        self,
+        strategy: Any,
+        dataset: Any,
+        length: int | None,
+        *,
+        batches_a_step: int,
+        ranks: int = 1,
     ) -> None:
         """Wrap.
 
@@ -92,11 +99,13 @@ class ReplicaLoader(Loader):
             dataset: this rank's part.
             length: steps of an epoch.
             batches_a_step: devices of this rank: each takes a batch a step.
+            ranks: how many take their batches in step, each from its own part.
         """
         super().__init__(length)
         self._strategy = strategy
         self._dataset = dataset
         self._batches_a_step = batches_a_step
+        self._ranks = ranks
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._dataset)
@@ -114,11 +123,11 @@ class ReplicaLoader(Loader):
             with peer_losses(f"step {done + 1}"):
                 result = run(batches, tf.constant(count))
             done += count
-            self._consumed += count * self._batches_a_step
+            self._consumed += count * self._batches_a_step * self._ranks
             yield done, without_nothing(result)
 
     def _endless(self) -> Any:
-        data = self._dataset.repeat().skip(self._consumed)
+        data = self._dataset.repeat().skip(self._consumed // self._ranks)
         if isinstance(self._strategy, tf.distribute.MirroredStrategy | _MULTI_WORKER):
             return self._strategy.distribute_datasets_from_function(lambda _: data)
         return data

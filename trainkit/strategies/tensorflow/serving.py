@@ -46,9 +46,9 @@ def serve(topology: Topology, timeout: float) -> None:
         raise StrategyError(f"TF_CONFIG does not name this process and its chief: {topology}")
     guest = Guest.connect(address, f"{me.job} {me.index}", Deadline(timeout))
     server = _start(tasks, me)
-    guest.report()
-    log.info("%s serves at %s", me, tasks.address(me))
     try:
+        guest.report()
+        log.info("%s serves at %s", me, tasks.address(me))
         guest.await_end()
     except Preempted:
         seconds = config.settings().grace_period * 0.9
