@@ -1,6 +1,6 @@
 """A user's script for TensorFlow, as the tests start it in every pod; it tells what it does.
 
-Settings come from JOB, a JSON object: stop, execution, every, batch, after, pause, strategy.
+Settings come from JOB, a JSON object: stop, execution, every, batch, after, pause, slow, strategy.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ JOB = {
     "batch": 8,
     "after": 0,
     "pause": 0,
+    "slow": 0,
     "strategy": "auto",
 }
 JOB |= json.loads(os.environ.get("JOB", "{}"))
@@ -36,7 +37,19 @@ def data():
     ids = tf.range(SAMPLES)
     x = tf.random.stateless_normal((SAMPLES, 4), seed=(1, 2))
     rows = tf.data.Dataset.from_tensor_slices((x, tf.reduce_sum(x, 1, keepdims=True), ids))
-    return rows.shuffle(SAMPLES, seed=3).batch(JOB["batch"])
+    batches = rows.shuffle(SAMPLES, seed=3).batch(JOB["batch"])
+    return delayed(batches, JOB["slow"]) if JOB["slow"] else batches
+
+
+def delayed(batches, seconds):
+    """Each batch takes its time, wherever it is read."""
+    slow = tf.raw_ops.SleepDataset(
+        input_dataset=tf.data.experimental.to_variant(batches),
+        sleep_microseconds=int(seconds * 1e6),
+        output_types=[spec.dtype for spec in batches.element_spec],
+        output_shapes=[spec.shape for spec in batches.element_spec],
+    )
+    return tf.data.experimental.from_variant(slow, batches.element_spec)
 
 
 def digest(model):

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
 from importlib.util import find_spec
@@ -11,6 +12,11 @@ import pytest
 
 from tests.distributed.pods import PYTHON, clean_environ
 from tests.distributed.tfjob import CHIEF, EVALUATOR, PS, SCRIPT, WORKERS, messages, told
+from trainkit.coordination.client import serve_store
+from trainkit.coordination.frames import HELLO
+from trainkit.strategies.tensorflow.tasks import control_address
+from trainkit.topology import Sight, detect
+from trainkit.waiting import Deadline
 
 pytestmark = pytest.mark.skipif(
     find_spec("tensorflow") is None, reason="needs tensorflow-cpu: trainkit[tensorflow-cpu]"
@@ -117,6 +123,20 @@ def test_the_chief_is_killed_and_a_worker_comes_back(jobs):
     job.end([CHIEF, PS, *WORKERS])
 
 
+def test_a_job_that_is_stopped_as_a_whole_is_saved_with_the_help_of_its_workers(jobs):
+    """All pods hear of it at once; a round takes two seconds, and is not done without workers."""
+    job = jobs(roles={"chief": 1, "ps": 1, "worker": 2}, every=100_000, stop=100_000, slow=0.13)
+    job.start(CHIEF, PS, *WORKERS)
+    job.lines(CHIEF, "step")
+    for task in (*WORKERS, PS, CHIEF):
+        job.kill(task, signal.SIGTERM)
+    (message,) = messages(job.end([CHIEF], code=143, seconds=60))
+    assert "it is saved" in message
+    output = job.end(WORKERS, code=143)
+    assert "worker 0 ends as asked; the whole job stops" in output
+    job.end([PS], code=143)
+
+
 @pytest.mark.slow
 def test_an_evaluator_is_killed_and_a_worker_drained_while_training_goes_on(jobs):
     roles = {"chief": 1, "evaluator": 1, "ps": 1, "worker": 2}
@@ -139,6 +159,29 @@ def test_an_evaluator_is_killed_and_a_worker_drained_while_training_goes_on(jobs
     assert "it is saved" in message
     job.start(CHIEF, WORKERS[1], stop=64)
     job.end([CHIEF, PS, *WORKERS])
+
+
+@pytest.mark.slow
+def test_a_server_whose_chief_dies_before_it_has_reported_waits_for_the_next_one(jobs):
+    job = jobs(roles={"chief": 1, "ps": 1, "worker": 1})
+    job.start(PS)
+    config = {"cluster": job.addresses, "task": {"type": "ps", "index": 0}}
+    _, port = control_address(detect(Sight(environ={"TF_CONFIG": json.dumps(config)})))
+    with socket.create_server(("127.0.0.1", port)) as first:
+        greeted = False
+        while not greeted:
+            connection, _ = first.accept()
+            with connection:
+                greeted = connection.recv(len(HELLO)) == HELLO  # else it only looks who is there
+                if greeted:
+                    connection.sendall(HELLO)
+    store = serve_store(port, Deadline(60))
+    try:
+        assert store.wait("serving/ps 0", 60)
+        store.set("ended", b"1")
+        job.end([PS])
+    finally:
+        store.close()
 
 
 def test_the_missing_ones_of_a_job_are_named(jobs):

@@ -1,5 +1,8 @@
 """What loaders and models are held to, in a process with TensorFlow; each is run by its name."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,11 @@ import pytest
 import tensorflow as tf
 
 from trainkit.errors import EnvironmentFaultError, PeerLostError, StrategyError, UsageError
+from trainkit.strategies.tensorflow.additions import whole_additions
+from trainkit.strategies.tensorflow.dispatch import DispatchLoader, _unwrapped
 from trainkit.strategies.tensorflow.loader import ReplicaLoader, from_user, part_of
 from trainkit.strategies.tensorflow.losses import peer_losses
+from trainkit.strategies.tensorflow.multi_worker import MultiWorker
 from trainkit.strategies.tensorflow.single import Single
 from trainkit.topology import Topology
 
@@ -70,6 +76,25 @@ def a_loader_goes_on_where_it_was(folder: Path) -> None:
     second = connected().loader(unshuffled, train=True)
     second.load_state_dict(first.state_dict())
     assert seen(second, start=3, stop=6) == [(4, [[6, 7]]), (5, [[8, 9]]), (6, [[0, 1]])]
+
+
+def a_job_of_another_size_goes_on_behind_the_batches_of_all_ranks(folder: Path) -> None:
+    whole = tf.data.Dataset.range(16).batch(2)
+
+    def of(rank, ranks):
+        part = part_of(whole, rank, ranks, train=True)
+        strategy = tf.distribute.get_strategy()
+        return ReplicaLoader(strategy, part, None, batches_a_step=1, ranks=ranks)
+
+    pair = [of(rank, 2) for rank in range(2)]
+    assert [seen(one, stop=2)[-1] for one in pair] == [(2, [[4, 5]]), (2, [[6, 7]])]
+    one = of(0, 1)
+    one.load_state_dict(pair[0].state_dict())
+    assert seen(one, start=2, stop=4) == [(3, [[8, 9]]), (4, [[10, 11]])]
+    for rank, rest in ((0, [[12, 13]]), (1, [[14, 15]])):
+        back = of(rank, 2)
+        back.load_state_dict(one.state_dict())
+        assert seen(back, start=4, stop=5) == [(5, rest)]
 
 
 def parts_are_disjoint_whole_and_of_one_length(folder: Path) -> None:
@@ -152,6 +177,66 @@ def errors_of_lost_processes_name_them(folder: Path) -> None:
         raise gone
     with pytest.raises(tf.errors.InvalidArgumentError), peer_losses("step 4"):
         raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
+
+
+def data_of_python_is_refused_where_workers_have_no_python(folder: Path) -> None:
+    """The chief would wait for a worker that waits for the chief's Python."""
+    spec = tf.TensorSpec((), tf.int64)
+
+    def generated(context=None):
+        return tf.data.Dataset.from_generator(lambda: iter(range(8)), output_signature=spec).batch(
+            2
+        )
+
+    def mapped(context=None):
+        return ids().map(lambda batch: tf.py_function(abs, [batch], tf.int64))
+
+    for make in (generated, mapped):
+        with pytest.raises(StrategyError, match=r"calls Python \(from_generator"):
+            DispatchLoader(None, make(), 2, train=True)
+        DispatchLoader(None, make(), 2, train=False)  # by the chief alone
+        loader = DispatchLoader(None, make, 2, train=True)
+        with pytest.raises(StrategyError, match="calls Python"), _unwrapped():
+            tf.function(loader._of_a_worker()).get_concrete_function()
+
+
+def additions_of_keras_are_whole_while_steps_are_traced(folder: Path) -> None:
+    """Workers add to one variable at the same time: reading it first loses what others add."""
+    import keras
+
+    before = dict(vars(keras.Variable))
+    count = keras.Variable(0, dtype="int64")
+
+    def add():
+        count.assign_add(2)
+        return count.assign_sub(1)
+
+    with whole_additions():
+        traced = tf.function(add).get_concrete_function()
+    found = [node.op for node in traced.graph.as_graph_def().node]
+    assert "AssignAddVariableOp" in found
+    assert "AssignSubVariableOp" in found
+    assert "AssignVariableOp" not in found
+    assert (int(traced()), int(traced()), int(count.value)) == (1, 2, 2)
+    with whole_additions(), keras.StatelessScope() as scope:
+        count.assign_add(5)
+    assert (int(scope.get_current_value(count)), int(count.value)) == (7, 2)
+    assert dict(vars(keras.Variable)) == before
+
+
+def a_worker_that_is_lost_while_all_connect_is_no_fault_of_this_host(folder: Path) -> None:
+    def lost(resolver):
+        raise tf.errors.UnavailableError(None, None, "Socket closed /job:worker/task:1")
+
+    strategy, whole = MultiWorker(), tf.distribute.MultiWorkerMirroredStrategy
+    tf.distribute.MultiWorkerMirroredStrategy = lost
+    try:
+        with pytest.raises(PeerLostError, match="worker 1 was lost in connecting"):
+            strategy.connect(Topology(platform="local"), 10)
+    finally:
+        strategy.close(failed=True)
+        shutil.rmtree(Path(tempfile.gettempdir()) / f"trainkit-{os.getuid()}")
+        tf.distribute.MultiWorkerMirroredStrategy = whole
 
 
 def one_process_refuses_a_world(folder: Path) -> None:

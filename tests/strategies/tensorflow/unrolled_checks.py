@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from trainkit.strategies.tensorflow.dispatch import _unrolled_steps
+from trainkit.strategies.tensorflow.graphs import draws_by_seed
 from trainkit.strategies.tensorflow.unrolled import Unrolled
 
 
@@ -81,6 +83,37 @@ def each_draws_random_numbers_of_its_own(folder: Path) -> None:
     generator.reset_from_seed(3)
     assert several(lambda: generator.normal([])) == expected
     assert len({float(one) for one in several(lambda: tf.random.uniform([]))}) == 3
+
+
+def seeds_are_found_wherever_they_are(folder: Path) -> None:
+    """Copies of what a seed decides would draw the same numbers in each step of an execution."""
+    seeded = tf.function(lambda: tf.random.normal([], seed=3))
+    once = {
+        "plain": lambda: tf.random.uniform([], seed=3),
+        "function": lambda: seeded(),
+        "branch": lambda: tf.cond(tf.constant(1) > 0, lambda: seeded(), lambda: 0.0),
+        "dropout": lambda: tf.nn.dropout([1.0], 0.5, seed=3),
+        "random": lambda: tf.random.uniform([]),
+        "stateless": lambda: tf.random.stateless_uniform([], seed=(1, 2)),
+    }
+    found = {
+        name: draws_by_seed(tf.function(step).get_concrete_function().graph.as_graph_def())
+        for name, step in once.items()
+    }
+    assert [name for name in found if not found[name]] == ["random", "stateless"]
+
+
+def several_steps_that_draw_by_a_seed_draw_different_numbers(folder: Path) -> None:
+    strategy = tf.distribute.get_strategy()
+    batches = iter(tf.data.Dataset.range(99))
+    tf.random.set_seed(7)
+    try:
+        run = _unrolled_steps(strategy, lambda batch: (batch, tf.random.uniform([])))
+        drawn = [run(batches, 4) for _ in range(2)]
+    finally:
+        tf.random.set_seed(None)
+    assert [int(i) for numbers, _ in drawn for i in numbers] == list(range(8))
+    assert len({float(one) for _, some in drawn for one in some}) == 8
 
 
 def a_step_that_returns_nothing(folder: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import uuid
+from contextlib import closing, suppress
 
 from trainkit.coordination import PrefixedStore, StepAgreement, Store
 from trainkit.coordination.client import RemoteStore, connect_store, serve_store
@@ -24,6 +25,8 @@ _SERVING, _LEFT = "serving", "left"
 _LISTENING, _HEARD = "listening", "heard"
 _FAREWELL = 5.0
 """Seconds in which those who serve hear that the chief is done."""
+_TOGETHER = 5.0
+"""Seconds within which notices to stop reach all processes of a job that is stopped as a whole."""
 _SLICE = 1.0
 """Seconds of one wait in the store."""
 _AGAIN = 2.0
@@ -129,20 +132,48 @@ class Guest:
     def ask_to_stop(self, seconds: float) -> None:
         """Have the chief save and stop, and return when it has left; after ``seconds`` anyway."""
         until = Deadline(seconds)
-        store = RemoteStore(self._store.host, self._store.port, _FAREWELL)
-        try:
-            agreement = StepAgreement(PrefixedStore("notice", store), 0, 1, timeout=seconds)
-            agreement.propose()
-            while not until.passed and not store.wait(ENDED, min(_SLICE, until.left)):
-                pass
-        except TrainkitError:
-            return  # it hung up: it has stopped
-        finally:
-            store.close()
+        with suppress(OSError, TrainkitError), closing(self._another()) as store:
+            _stop_of(store, seconds).propose()
+            _await_end(store, until)
+
+    def stay_while_stopping(self, seconds: float) -> bool:
+        """If the chief is asked to stop too, return when it has left; after ``seconds`` anyway.
+
+        It needs its workers for the steps that it has handed out, and only then can it save.
+
+        Returns:
+            Whether it was asked.
+        """
+        until, together = Deadline(seconds), Deadline(min(_TOGETHER, seconds / 4))
+        asked = False
+        with suppress(OSError, TrainkitError), closing(self._another()) as store:
+            stop = _stop_of(store, seconds)
+            while not (asked := stop.asked()) and not together.passed:
+                time.sleep(0.1)
+            if asked:
+                _await_end(store, until)
+        return asked
+
+    def _another(self) -> RemoteStore:
+        """A connection of its own: a notice may have come in the middle of an answer.
+
+        Whoever uses it ignores that it breaks: the chief has stopped then.
+        """
+        return RemoteStore(self._store.host, self._store.port, _FAREWELL)
 
     def close(self) -> None:
         """Hang up."""
         self._store.close()
+
+
+def _stop_of(store: RemoteStore, seconds: float) -> StepAgreement:
+    """Where the chief is asked to stop: see ``Desk.notices``."""
+    return StepAgreement(PrefixedStore("notice", store), 0, 1, timeout=seconds)
+
+
+def _await_end(store: RemoteStore, until: Deadline) -> None:
+    while not until.passed and not store.wait(ENDED, min(_SLICE, until.left)):
+        pass
 
 
 class TrainingEnd:

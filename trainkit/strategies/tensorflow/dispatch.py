@@ -6,13 +6,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainkit.errors import StrategyError
+from trainkit.errors import StrategyError, TrainkitError
+from trainkit.strategies.tensorflow.additions import whole_additions
+from trainkit.strategies.tensorflow.graphs import draws_by_seed, runs_python
 from trainkit.strategies.tensorflow.loader import (
     Loader,
     Step,
     check_steps,
     epoch_length,
     from_user,
+    graph_of,
+    in_a_loop,
     one_step,
     refuse_what_overlaps,
     serialized,
@@ -54,6 +58,7 @@ class DispatchLoader(Loader):
             from_user(dataset, 0, 1)  # raises
         if self._whole and train:
             refuse_what_overlaps(dataset, workers)
+            _refuse_python(graph_of(dataset))
         super().__init__(epoch_length(dataset, 1) if self._whole else None)
 
     def __iter__(self) -> Iterator[Any]:
@@ -89,7 +94,13 @@ class DispatchLoader(Loader):
         """A function that makes a worker's data, where it runs."""
         workers, skipped = self._workers, self._consumed // self._workers
         if not self._whole:
-            return lambda: from_user(self._dataset, _own_index(), workers).repeat().skip(skipped)
+
+            def own() -> Any:
+                made = from_user(self._dataset, _own_index(), workers)
+                _refuse_python(tf.compat.v1.get_default_graph().as_graph_def())
+                return made.repeat().skip(skipped)
+
+            return own
         graph, spec = serialized(self._dataset), self._dataset.element_spec
 
         def part() -> Any:
@@ -104,13 +115,18 @@ def _unrolled_steps(strategy: Any, step: Step) -> Any:
     """As ``several_steps``, one after another and not in a loop; of a number known to Python.
 
     In a loop of TensorFlow's that reaches over several processes each turn costs messages of its
-    own, twice as much as the step of a small model.
+    own, twice as much as the step of a small model. A step that draws random numbers by a seed
+    takes the loop all the same: copies of it would all draw the same ones.
     """
     once = one_step(strategy, step)
 
     @tf.function  # type: ignore[untyped-decorator]
     def several(batches: Any, count: int) -> Any:
-        unrolled = Unrolled(once.get_concrete_function(batches))
+        with whole_additions():
+            traced = once.get_concrete_function(batches)
+        if draws_by_seed(traced.graph.as_graph_def()):
+            return in_a_loop(once, batches, count)
+        unrolled = Unrolled(traced)
         values = [unrolled.put(batches) for _ in range(count)]
         return tf.nest.map_structure(lambda *some: tf.stack(some), *values)
 
@@ -129,6 +145,22 @@ def _fetched(values: list[Any]) -> Iterator[Any]:
                 raise
             continue
         yield found
+
+
+def _refuse_python(graph: Any) -> None:
+    """Refuse data that comes from Python, which a worker would have to ask the chief for.
+
+    The chief waits for the worker meanwhile, and neither goes on.
+
+    Raises:
+        StrategyError: there is such an operation in ``graph``.
+    """
+    if runs_python(graph):
+        raise StrategyError(
+            "the Dataset calls Python (from_generator, py_function or numpy_function), which "
+            "workers of parameter_server have none of: read files by operations of tf.data "
+            "(TFRecordDataset, map with tf.io and tf.image), or use strategy='multi_worker'."
+        )
 
 
 def _own_index() -> Any:
@@ -151,11 +183,13 @@ def _worker_losses(done: int) -> Iterator[None]:
 
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """Raise the error that the coordinator has wrapped in one of its own."""
+    """Raise the error that the coordinator, or a trace, has wrapped in one of TensorFlow's own."""
     try:
         yield
     except Exception as error:
         inner = getattr(error, "original_exception", None)
-        if isinstance(inner, Exception):
+        if inner is None and isinstance(error.__context__, TrainkitError):
+            inner = error.__context__
+        if isinstance(inner, BaseException):
             raise inner from None
         raise

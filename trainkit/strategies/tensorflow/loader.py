@@ -21,7 +21,8 @@ class Loader(ABC):
     """What ``ctx.setup_dataloader`` returns for a ``tf.data.Dataset``.
 
     Iterating over it gives this rank's batches once. ``steps`` trains, repeating the data as
-    often as needed. In a checkpoint it remembers how many batches were trained on.
+    often as needed. In a checkpoint it remembers how many batches were trained on by all ranks, so
+    that a job of another size goes on behind them.
     """
 
     def __init__(self, length: int | None) -> None:
@@ -83,7 +84,13 @@ class ReplicaLoader(Loader):
     """Every rank computes each step together with the others, each on a batch of its own."""
 
     def __init__(
-        self, strategy: Any, dataset: Any, length: int | None, *, batches_a_step: int
+        self,
+        strategy: Any,
+        dataset: Any,
+        length: int | None,
+        *,
+        batches_a_step: int,
+        ranks: int = 1,
     ) -> None:
         """Wrap.
 
@@ -92,11 +99,13 @@ class ReplicaLoader(Loader):
             dataset: this rank's part.
             length: steps of an epoch.
             batches_a_step: devices of this rank: each takes a batch a step.
+            ranks: how many take their batches in step, each from its own part.
         """
         super().__init__(length)
         self._strategy = strategy
         self._dataset = dataset
         self._batches_a_step = batches_a_step
+        self._ranks = ranks
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._dataset)
@@ -114,11 +123,11 @@ class ReplicaLoader(Loader):
             with peer_losses(f"step {done + 1}"):
                 result = run(batches, tf.constant(count))
             done += count
-            self._consumed += count * self._batches_a_step
+            self._consumed += count * self._batches_a_step * self._ranks
             yield done, without_nothing(result)
 
     def _endless(self) -> Any:
-        data = self._dataset.repeat().skip(self._consumed)
+        data = self._dataset.repeat().skip(self._consumed // self._ranks)
         if isinstance(self._strategy, tf.distribute.MirroredStrategy | _MULTI_WORKER):
             return self._strategy.distribute_datasets_from_function(lambda _: data)
         return data
@@ -141,29 +150,33 @@ def several_steps(strategy: Any, step: Step) -> Any:
 
     The loop is one of TensorFlow's, so that only its end comes back to whoever calls it.
     """
-
     once = one_step(strategy, step)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def several(batches: Any, count: Any) -> Any:
-        shape = once.get_concrete_function(batches).structured_outputs
-        arrays = tf.nest.map_structure(
-            lambda one: tf.TensorArray(one.dtype, size=count, element_shape=one.shape), shape
-        )
-
-        def body(index: Any, arrays: Any) -> tuple[Any, Any]:
-            values = once(batches)
-            written = tf.nest.map_structure(
-                lambda array, value: array.write(index, value), arrays, values
-            )
-            return index + 1, written
-
-        _, arrays = tf.while_loop(
-            lambda index, _: index < count, body, (0, arrays), parallel_iterations=1
-        )
-        return tf.nest.map_structure(lambda array: array.stack(), arrays)
+        return in_a_loop(once, batches, count)
 
     return several
+
+
+def in_a_loop(once: Any, batches: Any, count: Any) -> Any:
+    """What ``count`` calls of ``once`` return, one after another in a loop of TensorFlow's."""
+    shape = once.get_concrete_function(batches).structured_outputs
+    arrays = tf.nest.map_structure(
+        lambda one: tf.TensorArray(one.dtype, size=count, element_shape=one.shape), shape
+    )
+
+    def body(index: Any, arrays: Any) -> tuple[Any, Any]:
+        values = once(batches)
+        written = tf.nest.map_structure(
+            lambda array, value: array.write(index, value), arrays, values
+        )
+        return index + 1, written
+
+    _, arrays = tf.while_loop(
+        lambda index, _: index < count, body, (0, arrays), parallel_iterations=1
+    )
+    return tf.nest.map_structure(lambda array: array.stack(), arrays)
 
 
 def one_step(strategy: Any, step: Step) -> Any:
@@ -234,7 +247,7 @@ def refuse_what_overlaps(dataset: Any, count: int) -> None:
 
 
 def _is_shuffled_at_random(dataset: Any) -> bool:
-    graph = tf.compat.v1.GraphDef.FromString(serialized(dataset).numpy())
+    graph = graph_of(dataset)
     nodes = [graph.node, *(function.node_def for function in graph.library.function)]
     for some in nodes:
         constants = {node.name: node for node in some if node.op == "Const"}
@@ -253,6 +266,11 @@ def serialized(dataset: Any) -> Any:
     return tf.raw_ops.DatasetToGraphV2(
         input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=1
     )
+
+
+def graph_of(dataset: Any) -> Any:
+    """The ``GraphDef`` of a Dataset."""
+    return tf.compat.v1.GraphDef.FromString(serialized(dataset).numpy())
 
 
 def from_user(dataset: Any, index: Any, count: int) -> Any:

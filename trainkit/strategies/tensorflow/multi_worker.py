@@ -61,7 +61,7 @@ class MultiWorker(TensorFlowStrategy):
         )
         own = cluster[job][index]
         try:
-            with signals_kept():
+            with peer_losses("connecting"), signals_kept():
                 self._native = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         except tf.errors.OpError as error:
             raise _cannot_serve(own, error) from None
@@ -78,7 +78,9 @@ class MultiWorker(TensorFlowStrategy):
         if isinstance(dataset, tf.data.Dataset):
             data = part_of(data, index, count, train=train)
         local = self._native.num_replicas_in_sync // count
-        return ReplicaLoader(self._native, data, epoch_length(data, local), batches_a_step=local)
+        return ReplicaLoader(
+            self._native, data, epoch_length(data, local), batches_a_step=local, ranks=count
+        )
 
     def all_reduce(self, value: Any, op: str) -> Any:
         """See ``Strategy.all_reduce``: numbers by way of the store, tensors by TensorFlow."""

@@ -35,7 +35,8 @@ def serve(topology: Topology, timeout: float) -> None:
 
     Raises:
         DeadlineError: it is not.
-        Preempted: this process is to end; a parameter server first has the job saved.
+        Preempted: this process is to end; a parameter server first has the job saved, and a
+            worker of a job that is to stop as a whole first computes what the chief waits for.
         EnvironmentFaultError: the port is taken.
     """
     keep_lines_single()
@@ -45,16 +46,19 @@ def serve(topology: Topology, timeout: float) -> None:
         raise StrategyError(f"TF_CONFIG does not name this process and its chief: {topology}")
     guest = Guest.connect(address, f"{me.job} {me.index}", Deadline(timeout))
     server = _start(tasks, me)
-    guest.report()
-    log.info("%s serves at %s", me, tasks.address(me))
     try:
+        guest.report()
+        log.info("%s serves at %s", me, tasks.address(me))
         guest.await_end()
     except Preempted:
+        seconds = config.settings().grace_period * 0.9
         if me.job == "worker":
-            raise Preempted(f"{me} ends as asked; the job goes on with the others") from None
+            stopping = guest.stay_while_stopping(seconds)
+            rest = "the whole job stops" if stopping else "the job goes on with the others"
+            raise Preempted(f"{me} ends as asked; {rest}") from None
         # Its variables go with it.
         log.warning("%s is to end: the chief is asked to save and stop", me)
-        guest.ask_to_stop(config.settings().grace_period * 0.9)
+        guest.ask_to_stop(seconds)
         raise Preempted(f"{me} ends as asked, after the chief was told to save and stop") from None
     except RetryableError:
         log.warning("the chief is gone and did not say that it is done: %s waits for it", me)
