@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from trainkit.checkpoint import CheckpointManager
-from trainkit.errors import UsageError
+from trainkit.errors import Preempted, UsageError
 
 xgboost = pytest.importorskip("xgboost", reason="needs xgboost-cpu: trainkit[xgboost-cpu]")
 
@@ -23,6 +23,7 @@ PARAMS = {
     "seeded": {"max_depth": 3, "subsample": 0.5, "seed_per_iteration": True},
     "exact": {"max_depth": 3, "subsample": 0.5, "tree_method": "exact"},
     "dart": {"booster": "dart", "rate_drop": 0.3, "subsample": 0.7},
+    "one_drop": {"booster": "dart", "one_drop": 1},
     "linear": {"booster": "gblinear", "updater": "coord_descent", "feature_selector": "random"},
 }
 
@@ -135,6 +136,18 @@ def test_early_stopping_resumes_its_patience(tmp_path, save_best):
     assert outcome(*ended) == outcome(*unbroken)
 
 
+def test_early_stopping_in_the_first_round_of_a_start_keeps_its_score(tmp_path):
+    def run(folder, tell):
+        return job(tmp_path / folder, {"max_depth": 6, "eta": 1.0}, 200, 8, tell, every=1)
+
+    unbroken = run("a", lambda rounds: None)
+    last = unbroken[0].num_boosted_rounds() - 1
+    with pytest.raises(Stopped):
+        run("b", stopped_at(last))
+    assert outcome(*run("b", lambda rounds: None)) == outcome(*unbroken)
+    assert len(unbroken[1]["val"]["rmse"]) == last + 1
+
+
 def test_a_new_run_has_all_rounds_left(tmp_path):
     manager = CheckpointManager(tmp_path, {"booster": xgboost.Booster()})
     assert SaveCheckpoints(manager).rounds_left(7) == 7
@@ -176,6 +189,25 @@ def test_what_goes_wrong_is_said(tmp_path):
         with pytest.raises(UsageError, match="expected one, or entry="):
             SaveCheckpoints(manager)
         manager.close()
+
+
+class Stopping:
+    """A monitor that was told to stop before the first step."""
+
+    last_step, stirred = None, True
+
+    def stop_now(self, step):
+        return True
+
+
+def test_a_stop_before_the_first_round_has_nothing_to_save(tmp_path):
+    """Of a training that comes after the one that is stopped."""
+    state = {"booster": xgboost.Booster()}
+    manager = CheckpointManager(tmp_path, state, monitor=Stopping())
+    with pytest.raises(Preempted, match="what was not trained yet: booster"):
+        manager.step(3)
+    assert manager.all_steps() == []
+    manager.close()
 
 
 def run(folder, params, rounds, until=None, how=signal.SIGKILL, delay=0.0):
