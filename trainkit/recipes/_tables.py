@@ -141,8 +141,8 @@ def load_folder(ctx: trainkit.Context, folder: str, label: str | None) -> Table:
     empty = [part for part, count in num_rows.items() if not count]
     if empty:
         raise DataError(
-            f"--data-dir {folder}: {len(files)} file(s) have no rows for {' and '.join(empty)}, and "
-            f"{num_rows['train']} to train on. Of each ten rows of a file the ninth is for "
+            f"--data-dir {folder}: {len(files)} file(s) have no rows for {' and '.join(empty)}, "
+            f"and {num_rows['train']} to train on. Of each ten rows of a file the ninth is for "
             f"validation and the tenth for the test: expected are files of ten rows or more."
         )
     return Table(
