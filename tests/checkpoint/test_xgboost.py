@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +48,7 @@ JOB = textwrap.dedent("""
         def after_iteration(self, model, epoch, evals_log):
             return bool(self.tell(model.num_boosted_rounds()))
 
-    def job(url, params, rounds, patience, tell, every=5, monitor=None, save_best=False):
+    def job(url, params, rounds, patience, tell, every=5, monitor=None, save_best=False, first=()):
         params = {"nthread": 1, **params}
         train, val = data()
         booster, log = xgboost.Booster(params), {}
@@ -59,7 +61,7 @@ JOB = textwrap.dedent("""
             model = xgboost.train(
                 params, train, saving.rounds_left(rounds), xgb_model=saving.model,
                 evals=[(train, "train"), (val, "val")], verbose_eval=False,
-                callbacks=[stop, saving, Tell(tell)],
+                callbacks=[*first, stop, saving, Tell(tell)],
             )
         finally:
             manager.close()
@@ -146,6 +148,24 @@ def test_early_stopping_in_the_first_round_of_a_start_keeps_its_score(tmp_path):
         run("b", stopped_at(last))
     assert outcome(*run("b", lambda rounds: None)) == outcome(*unbroken)
     assert len(unbroken[1]["val"]["rmse"]) == last + 1
+
+
+def test_the_schedule_of_the_docs_goes_on_after_a_restart(tmp_path):
+    docs = Path(__file__).parents[2] / "docs/xgboost.md"
+    if not docs.exists():
+        pytest.skip("no docs beside the installed package")
+    (code,) = re.findall(r"```python\n( *class Schedule.*?)```", docs.read_text(), re.DOTALL)
+    made = {"xgboost": xgboost}
+    exec(textwrap.dedent(code), made)
+
+    def run(folder, tell):
+        return job(tmp_path / folder, {}, 20, 1000, tell, first=[made["Schedule"]()])
+
+    unbroken = run("a", lambda rounds: None)
+    with pytest.raises(Stopped):
+        run("b", stopped_at(12))
+    assert outcome(*run("b", lambda rounds: None)) == outcome(*unbroken)
+    assert outcome(*unbroken) != outcome(*job(tmp_path / "c", {}, 20, 1000, lambda rounds: None))
 
 
 def test_a_new_run_has_all_rounds_left(tmp_path):
