@@ -129,3 +129,14 @@ def test_all_ranks_do_the_same(on_ranks, tmp_path):
     results = on_ranks(3, rank)
     assert len(set(results)) == 1
     assert "no time to save it" in results[0]
+
+
+def test_a_training_that_was_over_before_keeps_its_own_count(tmp_path):
+    """The notice comes in step 4 of the training after it."""
+    manager = CheckpointManager(tmp_path, {"weights": np.zeros(3)}, options=OPTIONS)
+    manager.step(9)
+    manager.save_for_stop(4)
+    assert manager.all_steps() == [9]
+    manager.save_for_stop(4)
+    assert manager.all_steps() == [9]
+    manager.close()

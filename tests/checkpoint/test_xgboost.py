@@ -3,15 +3,17 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from trainkit.checkpoint import CheckpointManager
-from trainkit.errors import UsageError
+from trainkit.errors import Preempted, UsageError
 
 xgboost = pytest.importorskip("xgboost", reason="needs xgboost-cpu: trainkit[xgboost-cpu]")
 
@@ -23,6 +25,7 @@ PARAMS = {
     "seeded": {"max_depth": 3, "subsample": 0.5, "seed_per_iteration": True},
     "exact": {"max_depth": 3, "subsample": 0.5, "tree_method": "exact"},
     "dart": {"booster": "dart", "rate_drop": 0.3, "subsample": 0.7},
+    "one_drop": {"booster": "dart", "one_drop": 1},
     "linear": {"booster": "gblinear", "updater": "coord_descent", "feature_selector": "random"},
 }
 
@@ -45,7 +48,7 @@ JOB = textwrap.dedent("""
         def after_iteration(self, model, epoch, evals_log):
             return bool(self.tell(model.num_boosted_rounds()))
 
-    def job(url, params, rounds, patience, tell, every=5, monitor=None, save_best=False):
+    def job(url, params, rounds, patience, tell, every=5, monitor=None, save_best=False, first=()):
         params = {"nthread": 1, **params}
         train, val = data()
         booster, log = xgboost.Booster(params), {}
@@ -58,7 +61,7 @@ JOB = textwrap.dedent("""
             model = xgboost.train(
                 params, train, saving.rounds_left(rounds), xgb_model=saving.model,
                 evals=[(train, "train"), (val, "val")], verbose_eval=False,
-                callbacks=[stop, saving, Tell(tell)],
+                callbacks=[*first, stop, saving, Tell(tell)],
             )
         finally:
             manager.close()
@@ -135,6 +138,36 @@ def test_early_stopping_resumes_its_patience(tmp_path, save_best):
     assert outcome(*ended) == outcome(*unbroken)
 
 
+def test_early_stopping_in_the_first_round_of_a_start_keeps_its_score(tmp_path):
+    def run(folder, tell):
+        return job(tmp_path / folder, {"max_depth": 6, "eta": 1.0}, 200, 8, tell, every=1)
+
+    unbroken = run("a", lambda rounds: None)
+    last = unbroken[0].num_boosted_rounds() - 1
+    with pytest.raises(Stopped):
+        run("b", stopped_at(last))
+    assert outcome(*run("b", lambda rounds: None)) == outcome(*unbroken)
+    assert len(unbroken[1]["val"]["rmse"]) == last + 1
+
+
+def test_the_schedule_of_the_docs_goes_on_after_a_restart(tmp_path):
+    docs = Path(__file__).parents[2] / "docs/xgboost.md"
+    if not docs.exists():
+        pytest.skip("no docs beside the installed package")
+    (code,) = re.findall(r"```python\n( *class Schedule.*?)```", docs.read_text(), re.DOTALL)
+    made = {"xgboost": xgboost}
+    exec(textwrap.dedent(code), made)
+
+    def run(folder, tell):
+        return job(tmp_path / folder, {}, 20, 1000, tell, first=[made["Schedule"]()])
+
+    unbroken = run("a", lambda rounds: None)
+    with pytest.raises(Stopped):
+        run("b", stopped_at(12))
+    assert outcome(*run("b", lambda rounds: None)) == outcome(*unbroken)
+    assert outcome(*unbroken) != outcome(*job(tmp_path / "c", {}, 20, 1000, lambda rounds: None))
+
+
 def test_a_new_run_has_all_rounds_left(tmp_path):
     manager = CheckpointManager(tmp_path, {"booster": xgboost.Booster()})
     assert SaveCheckpoints(manager).rounds_left(7) == 7
@@ -176,6 +209,25 @@ def test_what_goes_wrong_is_said(tmp_path):
         with pytest.raises(UsageError, match="expected one, or entry="):
             SaveCheckpoints(manager)
         manager.close()
+
+
+class Stopping:
+    """A monitor that was told to stop before the first step."""
+
+    last_step, stirred = None, True
+
+    def stop_now(self, step):
+        return True
+
+
+def test_a_stop_before_the_first_round_has_nothing_to_save(tmp_path):
+    """Of a training that comes after the one that is stopped."""
+    state = {"booster": xgboost.Booster()}
+    manager = CheckpointManager(tmp_path, state, monitor=Stopping())
+    with pytest.raises(Preempted, match="what was not trained yet: booster"):
+        manager.step(3)
+    assert manager.all_steps() == []
+    manager.close()
 
 
 def run(folder, params, rounds, until=None, how=signal.SIGKILL, delay=0.0):

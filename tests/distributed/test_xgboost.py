@@ -25,6 +25,7 @@ from tests.distributed.xgboost_programs import (
     THREADS,
     TOGETHER,
     TRAIN,
+    TWO_TRAININGS,
 )
 from trainkit.testing import free_port
 
@@ -239,6 +240,18 @@ def test_sigterm_saves_the_same_round_on_all_ranks_and_the_run_goes_on(cluster, 
     words = told(cluster)
     assert all(word.endswith(f"150 began {stopped}") for word in words), words
     assert {word.split()[0] for word in words} == {model}
+
+
+def test_a_notice_in_the_first_of_two_trainings_is_a_notice(cluster):
+    """The second has nothing to save yet, which is no error."""
+    write(cluster, TWO_TRAININGS)
+    pod = cluster.start([PYTHON, "train.py"])
+    cluster.end(codes=[143])
+    assert "Traceback" not in pod.output
+    cluster.pods.clear()
+    cluster.start([PYTHON, "train.py"])
+    cluster.end()
+    assert told(cluster) == ["9 9"]
 
 
 def test_b109_a_worker_that_never_comes_is_named_at_a_deadline(cluster):

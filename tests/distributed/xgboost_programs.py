@@ -12,6 +12,7 @@ __all__ = [
     "THREADS",
     "TOGETHER",
     "TRAIN",
+    "TWO_TRAININGS",
 ]
 
 TRAIN = """
@@ -230,6 +231,7 @@ def main(ctx):
         value = np.arange(6, dtype=dtype).reshape(2, 3)[:, ::-1] + me
         total = ctx.all_reduce(value, "sum")
         assert total.dtype == dtype and total.tolist() == [[5, 3, 1], [11, 9, 7]], total
+    assert ctx.all_reduce([me, 2], "sum").tolist() == [1, 4]
     assert ctx.device == "cpu" and len(ctx.shard(range(5))) == 3 - me
     assert ctx.broadcast_object(me, src=1) == 1
     ctx.barrier()
@@ -244,4 +246,25 @@ def main(ctx):
     sys.stdin.readline()
     time.sleep(1)
     raise ValueError("bad batch")
+"""
+
+TWO_TRAININGS = """
+def main(ctx):
+    def stop():
+        if not os.path.exists("stopped"):
+            open("stopped", "w").close()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not ctx.preempted:
+                time.sleep(0.01)
+    x, y = table(ctx.shard(range(400)))
+    data = xgboost.QuantileDMatrix(x, y)
+    names = ["first", "second"]
+    opened = [ctx.checkpoints(name, booster=xgboost.Booster(PARAMS)) for name in names]
+    models = []
+    for checkpoints in opened:
+        saving = ctx.save_callback(checkpoints)
+        checkpoints.restore_latest()
+        models.append(xgboost.train(PARAMS, data, saving.rounds_left(9),
+            xgb_model=saving.model, callbacks=[At(4, stop), saving]))
+    tell(ctx, *(model.num_boosted_rounds() for model in models))
 """

@@ -31,7 +31,7 @@ def cluster(tmp_path):
 
 
 class Rank:
-    """Of a context, what the tables ask for; ``highest`` and counts are this rank's alone."""
+    """Of a context, what the tables ask for; each rank is as if the others had rows as well."""
 
     def __init__(self, rank=0, size=1):
         self.rank, self.size = rank, size
@@ -40,7 +40,7 @@ class Rank:
         return list(items)[self.rank :: self.size]
 
     def all_reduce(self, value, op):
-        return value
+        return value + self.size - 1
 
 
 PARTS = ("train", "validation", "test")
@@ -80,7 +80,7 @@ def test_csv_files_are_each_one_ranks(tmp_path):
     assert np.isnan(features[2, 1])
     assert labels.tolist() == [0, 1, 1]
     first, second, third = (load_folder(Rank(n, 3), str(tmp_path), "x") for n in range(3))
-    assert (first.num_rows["train"], second.num_rows["train"]) == (16, 8)
+    assert (len(first.rows("train")[1]), len(second.rows("train")[1])) == (16, 8)
     assert third.rows("train")[0].shape == (0, 2)
     assert first.rows("train")[1].tolist()[:3] == [0, 1, 2]
 
@@ -91,6 +91,10 @@ def test_csv_files_are_each_one_ranks(tmp_path):
         ([[1, 2]], "xy", "z", r"--label z: .*a\.csv has the columns x, y"),
         ([[1, 0.5]], "xy", None, r"a\.csv: label 0\.5 in column y"),
         ([[1, -1]], "xy", None, r"label -1 in column y"),
+        ([[1, "inf"]], "xy", None, r"label inf in column y"),
+        ([], "", None, r"a\.csv: expected a line with the columns' names"),
+        ([], "xy", None, r"no rows for train and validation and test, and 0"),
+        ([[1, 0]] * 8, "xy", None, r"no rows for validation and test, and 8 to train on"),
         ([["one", 1]], "xy", None, r"a\.csv: .*one"),
         ([[1, 2, 3]], "xy", None, r"a\.csv: rows of 3 values under 2 columns"),
     ],

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from trainkit.checkpoint.adapters.state import check_state
+from trainkit.checkpoint.adapters.state import check_state, not_begun
 from trainkit.checkpoint.initial import load_weights
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.policy import EverySeconds, SavePolicy, StopMonitor
@@ -259,11 +259,15 @@ class CheckpointManager:
         if self._saver is None or self._closed:
             return "nothing is saved any more"
         self._settle_whatever()
+        if self._seen_step is not None:  # a training that was over before counts its own steps
+            step = max(step, self._seen_step)
         before, self._stopped_step = self._stopped_step, step
         if self._is_uploaded(step):
             return f"it is saved in {self.url}"
         if before == step:
             return "it was decided before what is saved of it"
+        if waiting := not_begun(self._state):  # as where several trainings follow each other
+            return f"nothing is saved of what was not trained yet: {', '.join(waiting)}"
         left = getattr(self._monitor, "time_left", lambda: None)()
         plan = self._saver.plan_stop(left)
         if plan is Plan.UPLOAD:

@@ -26,7 +26,7 @@ __all__ = ["SaveCheckpoints"]
 EvalLog = dict[str, dict[str, list[float]]]
 
 _SHARES = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
-_CHANCES = ("rate_drop", "skip_drop")
+_CHANCES = ("rate_drop", "skip_drop", "one_drop")
 _DRAWING_SELECTORS = ("1", "shuffle", "2", "random")
 _APART = 1_000_003
 """Between the seeds of two rounds, so that those of runs with neighbouring seeds do not meet."""
@@ -117,6 +117,11 @@ class SaveCheckpoints(xgboost.callback.TrainingCallback):
                 self._go_on_from_saved(model, rounds)
         return model
 
+    def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """See ``TrainingCallback``: a round that ends training does not come to the end of it."""
+        self._evals = evals_log  # filled further by XGBoost, also when early stopping ends it
+        return False
+
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """See ``TrainingCallback``.
 
@@ -133,7 +138,7 @@ class SaveCheckpoints(xgboost.callback.TrainingCallback):
             )
         if rounds == 1:
             self._seed = _seed(model)
-        self._note(evals_log)
+        self._note()
         if self._manager.step(rounds, self._metrics()) and _draws(model):
             self._go_on_from_saved(model, rounds)
         return False
@@ -146,7 +151,7 @@ class SaveCheckpoints(xgboost.callback.TrainingCallback):
         trained = self._manager.state[self._entry]  # without what save_best cuts off
         rounds = rounds_of(trained)
         if rounds:
-            self._note(self._evals)
+            self._note()
             self._manager.step(rounds, self._metrics())
             self._manager.save_unsaved()
             trained.set_param({"seed": self._seed})
@@ -157,12 +162,11 @@ class SaveCheckpoints(xgboost.callback.TrainingCallback):
             if isinstance(value, xgboost.callback.EarlyStopping):
                 yield value
 
-    def _note(self, evals_log: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    def _note(self) -> None:
         """Take over the scores of rounds that were not noted yet."""
-        self._evals = evals_log  # filled further by XGBoost, also when early stopping ends it
-        done = max((len(v) for scores in evals_log.values() for v in scores.values()), default=0)
+        done = max((len(v) for scores in self._evals.values() for v in scores.values()), default=0)
         if self._log is not None:
-            for data, scores in evals_log.items():
+            for data, scores in self._evals.items():
                 for metric, values in scores.items():
                     kept = self._log.setdefault(data, {}).setdefault(metric, [])
                     kept.extend(float(value) for value in values[self._noted :])

@@ -6,6 +6,7 @@ one rank's.
 
 import csv
 import gzip
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ def load_folder(ctx: trainkit.Context, folder: str, label: str | None) -> Table:
 
     Raises:
         InputMissingError: there is no such file.
-        DataError: a file has other columns, or a value that is no number.
+        DataError: a file has other columns, or a value that is no number; or no file has rows
+            enough for all parts.
     """
     files = sorted(path for path in Path(folder).glob("*") if path.name.endswith(_ENDINGS))
     if not files:
@@ -118,9 +120,11 @@ def load_folder(ctx: trainkit.Context, folder: str, label: str | None) -> Table:
     highest, counts = 0, dict.fromkeys(("train", "validation", "test"), 0)
     for path in own:
         labels = _read(path, header, place)[1]
-        if not np.all((labels >= 0) & (labels == np.floor(labels))):
-            wrong = labels[~((labels >= 0) & (labels == np.floor(labels)))][0]
-            raise DataError(f"{path}: label {wrong:g} in column {header[place]}: expected 0, 1, 2…")
+        wrong = labels[~(np.isfinite(labels) & (labels >= 0) & (labels == np.floor(labels)))]
+        if len(wrong):
+            raise DataError(
+                f"{path}: label {wrong[0]:g} in column {header[place]}: expected 0, 1, 2…"
+            )
         highest = max(highest, int(labels.max(initial=0)))
         for part in counts:
             counts[part] += int(_in_part(part, len(labels)).sum())
@@ -133,11 +137,19 @@ def load_folder(ctx: trainkit.Context, folder: str, label: str | None) -> Table:
 
         return read
 
+    num_rows = {part: int(ctx.all_reduce(count, "sum")) for part, count in counts.items()}
+    empty = [part for part, count in num_rows.items() if not count]
+    if empty:
+        raise DataError(
+            f"--data-dir {folder}: {len(files)} file(s) have no rows for {' and '.join(empty)}, "
+            f"and {num_rows['train']} to train on. Of each ten rows of a file the ninth is for "
+            f"validation and the tenth for the test: expected are files of ten rows or more."
+        )
     return Table(
         f"{len(files)} files of {folder}",
         len(header) - 1,
         int(ctx.all_reduce(highest, "max")) + 1,
-        {part: int(ctx.all_reduce(count, "sum")) for part, count in counts.items()},
+        num_rows,
         {part: [reader(path, part) for path in own] for part in counts},
     )
 
@@ -158,14 +170,18 @@ def _open(path: Path) -> Any:
 
 def _header(path: Path) -> list[str]:
     with _open(path) as file:
-        return next(csv.reader(file), [])
+        header = next(csv.reader(file), [])
+    if not header:
+        raise DataError(f"{path}: expected a line with the columns' names, and there is none")
+    return header
 
 
 def _read(path: Path, header: list[str], place: int) -> Rows:
     found = _header(path)
     if found != header:
         raise DataError(f"{path} has the columns {', '.join(found)}, and others have {header}")
-    with _open(path) as file:
+    with _open(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "loadtxt: input contained no data")
         try:
             table = np.loadtxt(
                 file,

@@ -200,6 +200,21 @@ def test_parameters_that_would_drop_the_trees_are_named(tmp_path, data):
         restore(tmp_path, {"booster": xgboost.Booster({"booster": "dart"})})
 
 
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({**KINDS["classes"], "num_class": 4}, "n_classes`: 4"),
+        ({"objective": "binary:logistic"}, "for the logistic loss"),
+    ],
+)
+def test_another_objective_is_told_in_xgboosts_words(tmp_path, data, params, words):
+    save(tmp_path, {"booster": trained(KINDS["classes"], data, 2)})
+    with pytest.raises(EnvironmentFaultError, match=words) as error:
+        restore(tmp_path, {"booster": xgboost.Booster(params)})
+    assert "2 rounds for multi:softprob" in str(error.value)
+    assert "booster='gbtree'" not in str(error.value)
+
+
 def test_a_file_that_this_xgboost_cannot_read_is_no_damage(tmp_path, data, monkeypatch):
     booster = trained(TREES, data, 2)
     monkeypatch.setattr(booster, "save_raw", lambda kind: bytearray(b"of the future"))

@@ -105,11 +105,48 @@ def values_of_rank_0():
         torch.manual_seed(ctx.rank)
         net = models.Net()
         net.register_buffer("scale", torch.full((2,), float(ctx.rank)))
+        # One row in memory, and a part of the columns: neither is contiguous.
+        net.register_buffer("wide", torch.full((1, 3), float(ctx.rank)).expand(40, 3))
+        net.register_buffer("part", torch.full((4, 4), float(ctx.rank))[:, :2])
         own = models.weights(net)
         ctx.setup(net)
         return own, models.weights(net)
 
     return models.run(main, "torch:fsdp")
+
+
+def evaluates(options=None):
+    """Losses and norms of a run, and of the same one with evaluations wherever it can have them."""
+
+    def run(ctx, *, evaluations):
+        torch.manual_seed(1)
+        model = ctx.setup(models.Net())
+
+        def evaluate():
+            if evaluations:
+                with torch.no_grad():
+                    model(torch.ones(2, 5))
+
+        evaluate()
+        optimizer = models.OPTIMIZERS["adamw"](model.parameters())
+        told = []
+        for step in range(3):
+            optimizer.zero_grad()
+            x, y = models.batch(step, 0, torch.float32)
+            loss = (model(x) - y).square().mean()
+            evaluate()
+            loss.backward()
+            evaluate()
+            norm = ctx.clip_grad_norm(model, 0.5)
+            evaluate()
+            optimizer.step()
+            told.append((float(loss.detach()), float(norm)))
+        return told
+
+    def main(ctx):
+        return [run(ctx, evaluations=evaluations) for evaluations in (False, True)]
+
+    return models.run(main, FSDP(**(options or {})))
 
 
 def lets_go():

@@ -151,6 +151,14 @@ def test_all_ranks_get_the_values_of_rank_0():
     assert found_0 == found_1 == own_0
 
 
+@pytest.mark.parametrize("options", [{}, {"reshard_after_forward": False}])
+@pytest.mark.world_size(2)
+def test_an_evaluation_anywhere_changes_nothing(options):
+    """Weights that it left whole would be what an optimizer is made of, and what clipping reads."""
+    for plain, with_evaluations in ranks(programs.evaluates, 2, options):
+        assert with_evaluations == plain
+
+
 @pytest.mark.world_size(2)
 def test_whole_parameters_are_let_go():
     assert ranks(programs.lets_go, 2) == [0, 0]

@@ -47,6 +47,12 @@ def half():
     return net
 
 
+def meta_buffer():
+    net = Net()
+    net.register_buffer("positions", torch.empty(3, device="meta"))
+    return net
+
+
 def tied_blocks():
     net = Net()
     tied(net.blocks[0].up, net.blocks[2].up)
@@ -68,6 +74,8 @@ def shared_inside_of_blocks():
 
 REFUSED = {
     "on meta": (lambda: nn.Linear(2, 2, device="meta"), r"weight is on the meta device"),
+    "a buffer on meta": (meta_buffer, r"positions is on the meta device"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(2)), r"0\.weight belongs to a lazy module"),
     "scalar": (scalar, r"temperature is a scalar.*shape \(1,\)"),
     "channels_last": (
         lambda: nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last),
@@ -132,7 +140,12 @@ def test_running_statistics_are_refused_with_several_ranks():
     refuse(model)
     with pytest.raises(StrategyError, match=r"1 is a BatchNorm1d.*strategy='ddp'"):
         refuse(model, communicator=Ranks())
-    refuse(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)), communicator=Ranks())
+    model = nn.Sequential(nn.InstanceNorm1d(2, track_running_stats=True))
+    with pytest.raises(StrategyError, match="0 is a InstanceNorm1d"):
+        refuse(model, communicator=Ranks())
+    for quiet in (nn.BatchNorm1d(2, track_running_stats=False), nn.InstanceNorm1d(2)):
+        refuse(nn.Sequential(quiet), communicator=Ranks())
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     refuse(nn.SyncBatchNorm.convert_sync_batchnorm(model), communicator=Ranks())
 
 

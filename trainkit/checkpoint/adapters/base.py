@@ -13,6 +13,7 @@ from trainkit.storage import Bytes
 __all__ = [
     "Apply",
     "Document",
+    "LateAdapter",
     "Parts",
     "RawFile",
     "Saved",
@@ -169,4 +170,13 @@ class SketchingAdapter(Protocol):
 
     def sketch(self, name: str, state: Mapping[str, Any]) -> list[Document]:
         """Documents of about the size of those that ``capture`` returns; never written."""
+        ...
+
+
+@runtime_checkable
+class LateAdapter(Protocol):
+    """A ``StateAdapter`` of entries that cannot be saved before they were trained."""
+
+    def has_begun(self, value: Any) -> bool:
+        """Whether there is something to save; a look after which ``value`` may be unusable."""
         ...

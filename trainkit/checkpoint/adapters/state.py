@@ -8,6 +8,7 @@ from trainkit.checkpoint.adapters import rng
 from trainkit.checkpoint.adapters.base import (
     Apply,
     Document,
+    LateAdapter,
     Saved,
     ShardedAdapter,
     SketchingAdapter,
@@ -31,6 +32,7 @@ __all__ = [
     "capture_rank",
     "capture_shared",
     "check_state",
+    "not_begun",
     "weights_of",
 ]
 
@@ -52,6 +54,16 @@ def check_state(state: Mapping[str, Any]) -> None:
     folded = {name.casefold() for name in state}
     if len(folded) != len(state):  # one file for two entries, on some mounts
         raise UsageError(f"entries that differ only in case: {', '.join(sorted(state))}")
+
+
+def not_begun(state: Mapping[str, Any]) -> list[str]:
+    """Entries that cannot be saved yet, since nothing was trained; for when training is over."""
+    found = []
+    for name, value in state.items():
+        adapter = _adapter(value)
+        if isinstance(adapter, LateAdapter) and not adapter.has_begun(value):
+            found.append(name)
+    return found
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, Any]:

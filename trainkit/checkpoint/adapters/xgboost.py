@@ -70,6 +70,10 @@ class BoosterAdapter:
         """See ``SketchingAdapter.sketch``: none, since it may not have been trained yet."""
         return []
 
+    def has_begun(self, value: Any) -> bool:
+        """See ``LateAdapter.has_begun``."""
+        return rounds_of(value) > 0
+
     def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
         """See ``StateAdapter.prepare``."""
         model = bytearray(saved[f"{name}/model.ubj"].file())
@@ -92,15 +96,18 @@ class BoosterAdapter:
                 f"{facts.get('rounds')}"
             )
         _compare(name, booster, probe)
+        objective = _config(probe)["objective"]["name"]
 
         def apply() -> None:
             booster.load_model(model)
-            # A parameter of the run that asks for another kind of booster drops all trees.
+            # A parameter of the run that asks for another kind of booster drops all trees, and
+            # one for another number of outputs leaves none that can be used.
             if rounds_of(booster) != rounds:
                 raise EnvironmentFaultError(
                     f"{name}: the checkpoint holds a {facts['booster']} booster of {rounds} "
-                    f"rounds, and the run's own parameters ask for another kind: give its "
-                    f"Booster the parameter booster={facts['booster']!r}"
+                    f"rounds for {objective}, and XGBoost cannot go on from it with the run's own "
+                    f"parameters: {_why_unusable(booster, facts)}. Give those that it was "
+                    f"trained with, or start with another checkpoint folder."
                 )
 
         return apply
@@ -146,8 +153,20 @@ def _facts(booster: Any) -> dict[str, Any]:
 
 
 def _kind_of(booster: Any) -> str:
-    config = json.loads(booster.save_config())
-    return str(config["learner"]["gradient_booster"]["name"])
+    return str(_config(booster)["gradient_booster"]["name"])
+
+
+def _config(booster: Any) -> Any:
+    return json.loads(booster.save_config())["learner"]
+
+
+def _why_unusable(booster: Any, facts: Mapping[str, Any]) -> str:
+    """What XGBoost says of a booster that has lost the rounds of ``facts`` to its parameters."""
+    try:
+        booster.num_boosted_rounds()
+    except xgboost.core.XGBoostError as error:
+        return _first_line(error)
+    return f"they ask for another kind than booster={facts['booster']!r}"
 
 
 def _compare(name: str, booster: Any, saved: Any) -> None:

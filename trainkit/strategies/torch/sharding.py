@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from trainkit.coordination import Communicator
@@ -37,6 +37,8 @@ def refuse_what_cannot_be_sharded(
             something else. The message names the module or the parameter, and what to do.
     """
     _refuse_wrappers(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _refuse_without_values(name, tensor)
     for name, parameter in model.named_parameters():
         _refuse_parameter(name, parameter)
     _refuse_modules(model, communicator.world_size)
@@ -97,6 +99,20 @@ def shard(
             raise StrategyError(
                 f"torch cannot shard {name or type(model).__name__}: {error}"
             ) from error
+        if is_root or not reshard_after_forward:
+            # After fully_shard, so that torch's own hook has run before this one.
+            module.register_forward_hook(_let_go_without_backward)
+
+
+def _let_go_without_backward(module: torch.nn.Module, args: Any, output: Any) -> None:
+    """Divide again what torch leaves whole for a backward pass, where none will come.
+
+    Else ``parameters()`` gives the whole weights until the next backward pass: an optimizer that
+    is made from them after an evaluation trains what nobody reads, ``clip_grad_norm`` overlooks
+    their gradients, and an optimizer's step in between does not reach the next forward pass.
+    """
+    if not torch.is_grad_enabled() and isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def _within(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
@@ -112,7 +128,9 @@ def _take_from_rank_0(module: torch.nn.Module, device: torch.device) -> None:
     for tensor in tensors.values():
         if isinstance(tensor, DTensor):
             continue
-        tensor.data = tensor.data.to(device)
+        # Contiguous: gloo sends as many bytes as there are elements, from the first on, and so
+        # would write beyond the memory of an expanded buffer.
+        tensor.data = tensor.data.to(device).contiguous()
         waiting.append(dist.broadcast(tensor.data, 0, async_op=True))
     for work in waiting:
         if work is not None:
@@ -146,16 +164,24 @@ def _refuse_wrappers(model: torch.nn.Module) -> None:
             )
 
 
+def _refuse_without_values(name: str, tensor: torch.Tensor) -> None:
+    if torch.nn.parameter.is_lazy(tensor):
+        raise StrategyError(
+            f"{name} belongs to a lazy module, which has no weights before it has seen a batch. "
+            f"Call the model once, under torch.no_grad(), before ctx.setup(); or give its sizes."
+        )
+    if tensor.is_meta:
+        raise StrategyError(
+            f"{name} is on the meta device and has no values. Make the model on the CPU: "
+            f"ctx.setup() moves it to the device block by block."
+        )
+
+
 def _refuse_parameter(name: str, parameter: torch.nn.Parameter) -> None:
     if isinstance(parameter, DTensor):
         raise StrategyError(
             f"{name} is sharded already: ctx.setup() shards a model once, and fully_shard is not "
             f"to be called before it."
-        )
-    if parameter.is_meta:
-        raise StrategyError(
-            f"{name} is on the meta device and has no values. Make the model on the CPU: "
-            f"ctx.setup() moves it to the device block by block."
         )
     if parameter.ndim == 0:
         raise StrategyError(
@@ -169,7 +195,7 @@ def _refuse_parameter(name: str, parameter: torch.nn.Parameter) -> None:
 
 
 def _refuse_modules(model: torch.nn.Module, world_size: int) -> None:
-    norms = torch.nn.modules.batchnorm._BatchNorm
+    norms = torch.nn.modules.batchnorm._NormBase  # of BatchNorm and InstanceNorm
     for name, module in model.named_modules():
         if getattr(module, "sparse", False) and isinstance(
             module, torch.nn.Embedding | torch.nn.EmbeddingBag
@@ -185,8 +211,8 @@ def _refuse_modules(model: torch.nn.Module, world_size: int) -> None:
         ):
             raise StrategyError(
                 f"{name} is a {type(module).__name__} whose running statistics would differ over "
-                f"ranks: fsdp does not send buffers. Use SyncBatchNorm (on GPUs), GroupNorm or "
-                f"LayerNorm, or strategy='ddp'."
+                f"ranks: fsdp does not send buffers. Use SyncBatchNorm (on GPUs), GroupNorm, "
+                f"LayerNorm or track_running_stats=False, or strategy='ddp'."
             )
 
 

@@ -107,7 +107,7 @@ class Collective(Strategy):
         )
 
     def all_reduce(self, value: Any, op: str) -> Any:
-        """See ``Strategy.all_reduce``: an array gives an array, a number gives a number.
+        """See ``Strategy.all_reduce``: an array gives an array (a list too), a number a number.
 
         A mean of whole numbers is a float.
         """
@@ -126,7 +126,7 @@ class Collective(Strategy):
         reduced = collective.allreduce(np.ascontiguousarray(array), _OPS[op]).reshape(array.shape)
         if op == "mean":
             reduced = reduced / self.communicator.world_size
-        return reduced if isinstance(value, np.ndarray) else reduced.item()
+        return reduced if array.ndim or isinstance(value, np.ndarray) else reduced.item()
 
     def no_sync(self, model: Any) -> NoReturn:
         """There are no gradients to accumulate.
