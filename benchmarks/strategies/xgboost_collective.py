@@ -36,6 +36,7 @@ HEAD_START = 0.5
 DEADLINE = 120.0
 OURS, BY_HAND, LIMIT = "trainkit.run", "by hand, worker first", "by hand, tracker first"
 ROUNDS_A_BLOCK = 5
+PAIRS_A_TRAINING = 100
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -154,14 +155,19 @@ def _say(rank: "subprocess.Popen[str]") -> None:
     rank.stdin.flush()
 
 
-def _blocks(blocks: int) -> dict[str, list[float]]:
+def _blocks(pairs: int) -> dict[str, list[float]]:
     """Seconds of a round in each block, ``plain`` and ``full``; and of each call of trainkit's
     callbacks, ``own``."""
-    with (
-        tempfile.TemporaryDirectory(prefix="trainkit-") as folder,
-        _two_ranks("--rank", "blocks", "--blocks", str(blocks), folder=folder) as ranks,
-    ):
-        found: dict[str, list[float]] = json.loads(_answer(ranks[0]))
+    found: dict[str, list[float]] = {"plain": [], "full": [], "own": []}
+    # A round takes longer with every thousand trees, so there are several trainings.
+    for begin in range(0, pairs, PAIRS_A_TRAINING):
+        count = str(min(PAIRS_A_TRAINING, pairs - begin))
+        with (
+            tempfile.TemporaryDirectory(prefix="trainkit-") as folder,
+            _two_ranks("--rank", "blocks", "--blocks", count, folder=folder) as ranks,
+        ):
+            for name, values in json.loads(_answer(ranks[0])).items():
+                found[name] += values
     return found
 
 
