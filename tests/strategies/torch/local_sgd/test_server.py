@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from trainkit.errors import DeadlineError, EnvironmentFaultError, PeerLostError
+from trainkit.strategies.torch.local_sgd.control_link import ControlLink
 from trainkit.strategies.torch.local_sgd.frames import Kind, packed
 from trainkit.strategies.torch.local_sgd.layout import FlatLayout
-from trainkit.strategies.torch.local_sgd.link import ControlLink, ServerLink
-from trainkit.strategies.torch.local_sgd.server import ShardServer, listen
+from trainkit.strategies.torch.local_sgd.link import ServerLink
+from trainkit.strategies.torch.local_sgd.server import ShardServer
 from trainkit.strategies.torch.local_sgd.shard import OuterOptions
+from trainkit.strategies.torch.local_sgd.sockets import listen
 from trainkit.strategies.torch.local_sgd.worker import OuterWorker
 from trainkit.testing import free_port
 from trainkit.waiting import Deadline
@@ -195,13 +197,13 @@ def test_a_server_without_memory_gets_it_back_from_the_chief_with_the_momentum()
         begin(chief)
         learn(chief, 1.0)
         chief.synchronize()
-        before = first._shard.momentum.clone()
+        before = first._held.shard.momentum.clone()
         assert torch.equal(chief.momentum["0.weight"], before)
         expected = weights(chief)
         # It is killed, and another comes in its place.
-        for connection in list(first._connections):
+        for connection in list(first._loop.connections):
             connection.socket.shutdown(socket.SHUT_RDWR)
-        first._shard, first._seed = None, {}
+        first._held.shard, first._held._seed = None, {}
         first.rounds.round, first.rounds.begun = None, False
         first.rounds.members.clear()
         learn(chief, 0.0)

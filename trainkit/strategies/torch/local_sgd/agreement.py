@@ -6,7 +6,7 @@ from typing import Any
 
 from trainkit.coordination import StepAgreement
 from trainkit.errors import DeadlineError, PeerLostError, TrainkitError
-from trainkit.strategies.torch.local_sgd.link import ControlLink
+from trainkit.strategies.torch.local_sgd.control_link import ControlLink
 from trainkit.strategies.torch.local_sgd.worker import OuterWorker
 from trainkit.waiting import Deadline
 
