@@ -23,6 +23,10 @@ class Replica:
         self.spans = layout.spans(num_servers)
         self._mirror = Mirror(layout)
         self._base = torch.empty(layout.size)
+        # What the model had at the round's start. Where its numbers are shorter than the servers'
+        # that is not the same: what rounding took away is nothing that a worker has learnt.
+        exact = all(tensor.dtype is torch.float32 for tensor in layout.tensors)
+        self._start = self._base if exact else torch.empty(layout.size)
         self._momentum = torch.empty(0)
 
     @property
@@ -38,6 +42,7 @@ class Replica:
             moving: whether that optimizer has a momentum.
         """
         self._base.copy_(self._mirror.gather())
+        self._start.copy_(self._base)
         self._momentum = torch.zeros(self.layout.num_outer if moving else 0)
         for name, view in self.momentum.items():
             if name in momentum and momentum[name].shape == view.shape:
@@ -46,10 +51,16 @@ class Replica:
     def give_model(self) -> None:
         """Give the model the parameters of the round's start."""
         self._mirror.scatter(self._base)
+        if self._start is not self._base:
+            self._start.copy_(self._mirror.gather())
 
     def delta(self, wire: str) -> list[memoryview]:
         """How far the model came since the round's start, for each server."""
-        delta = torch.sub(self._base, self._mirror.gather())
+        now = self._mirror.gather()
+        delta = torch.sub(self._start, now)
+        rest = slice(self.layout.num_outer, None)
+        # Buffers may hold infinities, a mask of attention for one: inf - inf would be NaN.
+        delta[rest].masked_fill_(self._start[rest] == now[rest], 0)
         if wire == "bf16":
             delta = delta.to(torch.bfloat16)
         return [as_bytes(delta[begin:end]) for begin, end in self.spans]
