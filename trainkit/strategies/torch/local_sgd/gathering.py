@@ -21,6 +21,8 @@ class Gatherings:
     """Of the call that is open, or comes next; who joins is told it."""
     name: str = ""
     given: dict[int, memoryview] = field(default_factory=dict)
+    _before: tuple[str, dict[int, memoryview]] = field(default_factory=lambda: ("", {}))
+    """Name and values of the last call, for those whom the answer did not reach."""
 
     def take(self, connection: Connection, frame: Frame, rounds: Rounds) -> str | None:
         """Take what a worker gives; returns what is wrong, if something is."""
@@ -31,9 +33,19 @@ class Gatherings:
             # What the others have passed long ago is not repeated for one that was started again.
             _answer(connection, {rank: frame.payload})
             return None
-        return self._give(rank, meta["call"], meta["name"], frame.payload)
+        number, name = meta["call"], meta["name"]
+        before, values = self._before
+        if number == self.number - 1 and name == before and rank in values:
+            _answer(connection, values)
+            return None
+        return self._give(rank, number, name, frame.payload)
 
     def _give(self, rank: int, number: int, name: str, value: memoryview) -> str | None:
+        if number < self.number:
+            return (
+                f"worker {rank} is at {name!r} (call {number}), and the others went on without it. "
+                f"Started again, it comes in where they are"
+            )
         if number != self.number or (self.given and name != self.name):
             where = f"{self.name!r} (call {self.number})" if self.given else f"call {self.number}"
             return (
@@ -54,7 +66,7 @@ class Gatherings:
         if not self.given or self.missing(rounds):
             return
         given = dict(sorted(self.given.items()))
-        self.given = {}
+        self.given, self._before = {}, (self.name, given)
         self.number += 1
         for rank in given:
             if rank in workers:

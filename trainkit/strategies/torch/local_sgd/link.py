@@ -40,18 +40,32 @@ class JobOver(SystemExit):
 class ServerLink:
     """The connection of worker ``rank`` to the server ``index``."""
 
-    def __init__(self, index: int, address: Address, rank: int, world_size: int) -> None:
-        """Prepare; ``connect`` connects."""
+    def __init__(
+        self, index: int, address: Address, rank: int, world_size: int, process: str
+    ) -> None:
+        """Prepare; ``connect`` connects.
+
+        Args:
+            index: of the server.
+            address: of the server.
+            rank: of this worker.
+            world_size: workers of the job.
+            process: names this process among all that ever were this worker.
+        """
         self.index = index
         self.address = address
         self.welcome: dict[str, Any] = {}
         """What the server said when this worker came."""
         self.over = False
         """Whether it has said that the chief is done."""
+        self.stop_by: Deadline | None = None
+        """Until when to wait for what has no deadline of its own; set, maybe by another thread,
+        once this process is to stop."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self._rank = rank
         self._world_size = world_size
+        self._process = process
         self._socket: socket.socket | None = None
         self._heard = 0.0
         self._reader = FrameReader(lambda kind, number, size: new_buffer(size))
@@ -103,7 +117,12 @@ class ServerLink:
         Raises:
             OSError: the connection is lost.
         """
-        meta = {"server": self.index, "world_size": self._world_size, "member": True}
+        meta = {
+            "server": self.index,
+            "world_size": self._world_size,
+            "process": self._process,
+            "member": True,
+        }
         self.send(Kind.HELLO, meta=meta)
         self.welcome = {**self.receive(Kind.WELCOME).meta}
         if self.welcome["over"]:
@@ -173,13 +192,10 @@ class ServerLink:
         self._heard = began
         while True:
             frame = self._next()
-            if (
-                deadline is not None
-                and deadline.passed
-                and (frame is None or frame.kind not in kinds)
-            ):
+            limit = self.stop_by if deadline is None else deadline
+            if limit is not None and limit.passed and (frame is None or frame.kind not in kinds):
                 raise DeadlineError(
-                    f"worker {self._rank} gave up after {deadline.seconds:.0f} s of waiting for "
+                    f"worker {self._rank} gave up after {limit.seconds:.0f} s of waiting for "
                     f"{words}. Look at the log of who is missing for the first error; "
                     f"TRAINKIT_TIMEOUT sets the seconds."
                 )

@@ -1,10 +1,11 @@
 """How a worker comes in to the servers, comes back to one, and gives it its memory back."""
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from trainkit.errors import TrainkitError
 from trainkit.strategies.torch.local_sgd.addresses import Address
@@ -16,7 +17,11 @@ from trainkit.waiting import Deadline
 
 __all__ = ["Membership", "Standing"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_GOODBYE = 10.0
+"""Seconds for telling a server, to which the connection broke, that the job is done."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,8 @@ class Standing:
     """Where in the data the round begins."""
     call: int = 0
     """Number of the next gathering."""
+    opened: float = 0.0
+    """When the round began here, on the monotonic clock."""
 
     def adopt(self, meta: dict[str, Any]) -> None:
         """Go by what the chief has told the servers, also where this worker was told otherwise."""
@@ -80,7 +87,8 @@ class Membership:
             standing: of this worker; kept up to date by whoever ends rounds.
             timeout: seconds to wait for servers.
         """
-        self.links = [ServerLink(i, a, rank, world_size) for i, a in enumerate(addresses)]
+        process = uuid.uuid4().hex
+        self.links = [ServerLink(i, a, rank, world_size, process) for i, a in enumerate(addresses)]
         self.replica: Replica | None = None
         """Once there is a model; until then this worker can connect, and not come in."""
         self._is_chief = rank == 0
@@ -104,18 +112,20 @@ class Membership:
         seeds = {link.welcome.get("seed") for link in self.links}
         return len(seeds) == 1 and None not in seeds
 
-    def attempt(self, link: ServerLink, act: Callable[[], object]) -> None:
-        """Do it, connecting again as often as it takes within the time."""
+    def attempt(self, link: ServerLink, act: Callable[[], T]) -> T:
+        """Do it, coming back as often as it takes within the time."""
         deadline = Deadline(self._timeout)
         while True:
             try:
-                act()
-                return
+                return act()
             except TrainkitError:
                 raise
             except OSError as reason:
-                log.debug("%s is lost: %s", link.name, reason)
-                self._reconnect(link, deadline)
+                if self._standing.begun:
+                    self.come_back(link, reason, deadline)
+                else:
+                    log.debug("%s is lost: %s", link.name, reason)
+                    self._reconnect(link, deadline)
 
     def bring(self) -> None:
         """As the chief, give all servers what this worker has, as a new start of the job."""
@@ -158,6 +168,31 @@ class Membership:
                 continue
             log.info("%s is back, at round %d", link.name, state.round)
             return state
+
+    def leave(self, meta: dict[str, Any], *, insist: bool) -> None:
+        """Say that this worker goes, and hang up.
+
+        Args:
+            meta: what else a server has to know of it.
+            insist: whether to connect again for it where a connection has broken: a server that
+                does not hear of the job's end would wait for workers, and end as a failure.
+        """
+        for link in self.links:
+            try:
+                _say_goodbye(link, meta)
+            except (OSError, SystemExit, TrainkitError) as reason:
+                log.debug("%s: %s", link.name, reason)
+                if insist:
+                    self._insist(link, meta)
+        self.hang_up()
+
+    def _insist(self, link: ServerLink, meta: dict[str, Any]) -> None:
+        try:
+            link.close()
+            link.connect(Deadline(_GOODBYE))
+            _say_goodbye(link, meta)
+        except (OSError, SystemExit, TrainkitError) as reason:
+            log.warning("%s was not told that the job is done: %s", link.name, reason)
 
     def hang_up(self) -> None:
         """Close all connections; the servers take this worker for lost."""
@@ -205,6 +240,8 @@ class Membership:
             "expected": expected,
             "begun": mine.begun,
             "sync_every": mine.sync_every,
+            "call": mine.call,
+            "took": time.monotonic() - mine.opened if mine.begun else 0.0,
         }
         link.send(Kind.SEED, round=mine.round, meta=meta, payloads=payloads)
         link.receive(Kind.OK)
@@ -213,3 +250,11 @@ class Membership:
         if self.replica is None:
             raise AssertionError("no model was set up")  # a bug of ours
         return self.replica
+
+
+def _say_goodbye(link: ServerLink, meta: dict[str, Any]) -> None:
+    link.send(Kind.LEAVE, meta=meta)
+    # Until it is heard: a connection that is closed with something unread in it may take with it
+    # what the server has not read yet.
+    while link.receive(Kind.BYE, Kind.ROUND, Kind.LATE).kind is not Kind.BYE:
+        pass

@@ -51,6 +51,8 @@ class ShardServer:
             listener, place=self._held.room, heard=self._answer, lost=self._lost
         )
         self._workers: dict[int, Connection] = {}
+        self._processes: dict[int, str] = {}
+        self._replaced: set[str] = set()
         self._arrivals: dict[int, float] = {}
         self._told = time.monotonic()
         self.rounds = Rounds(1, patience)
@@ -138,6 +140,13 @@ class ShardServer:
                     f"{self.workers} of one of {self.rounds.world_size}"
                 )
             self.rounds.world_size = world_size
+            if not self._is_newest(rank, meta["process"]):
+                words = (
+                    f"another process has come as worker {rank} since, so this one does not count "
+                    f"any more. Are there two pods with one index?"
+                )
+                self._loop.refuse(connection, words)
+                return
             before = self._workers.get(rank)
             if before is not None and before is not connection:
                 self._loop.end(before, "it came again")
@@ -145,6 +154,16 @@ class ShardServer:
             self._workers[rank] = connection
         welcome = {**self._held.greeting, "over": self.over}
         connection.queue(Kind.WELCOME, round=self._round, meta=welcome)
+
+    def _is_newest(self, rank: int, process: str) -> bool:
+        """Whether no other process of this rank has come later: two would take turns for ever."""
+        if process in self._replaced:
+            return False
+        before = self._processes.setdefault(rank, process)
+        if before != process:
+            self._replaced.add(before)
+            self._processes[rank] = process
+        return True
 
     def _take_seed(self, connection: Connection, frame: Frame) -> None:
         if self._held.shard is not None:
@@ -157,7 +176,14 @@ class ShardServer:
             self._arrivals.clear()
         self._held.take(frame)
         meta, now = frame.meta, time.monotonic()
-        self.rounds.seed(frame.round, now, expected=meta["expected"], begun=meta["begun"])
+        self.gatherings.number = max(self.gatherings.number, int(meta["call"]))
+        self.rounds.seed(
+            frame.round,
+            now,
+            expected=meta["expected"],
+            begun=meta["begun"],
+            within=float(meta["took"]),
+        )
         for rank, other in list(self._workers.items()):
             if other.joining is not None and self._fits(other, other.joining):
                 # who waits for the first parameters goes on waiting

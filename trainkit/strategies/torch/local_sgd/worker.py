@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from trainkit.errors import PeerLostError, TrainkitError
+from trainkit.errors import DeadlineError, PeerLostError, TrainkitError
 from trainkit.strategies.torch.local_sgd.addresses import Address
-from trainkit.strategies.torch.local_sgd.frames import Kind
+from trainkit.strategies.torch.local_sgd.frames import Frame, Kind
 from trainkit.strategies.torch.local_sgd.layout import FlatLayout
 from trainkit.strategies.torch.local_sgd.link import ServerLink
 from trainkit.strategies.torch.local_sgd.membership import Membership, Standing
@@ -93,6 +93,16 @@ class OuterWorker:
         """Whether a server has said that the chief is done."""
         return any(link.over for link in self.links)
 
+    @property
+    def stop_by(self) -> Deadline | None:
+        """Until when a round may be waited for; None as long as nobody wants to stop."""
+        return self.links[0].stop_by
+
+    @stop_by.setter
+    def stop_by(self, deadline: Deadline) -> None:
+        for link in self.links:
+            link.stop_by = deadline
+
     def connect(self, timeout: float) -> None:
         """Reach all servers.
 
@@ -130,14 +140,14 @@ class OuterWorker:
         Returns:
             The position in the data that goes with them, as a worker gave it; empty if none did.
         """
-        mine, deadline = self._standing, Deadline(self.timeout)
-        first = self._servers.come_in(self.links[0], None, deadline)
+        mine = self._standing
+        first = self._servers.come_in(self.links[0], None, Deadline(self.timeout))
         mine.round, mine.seed = first.round, first.meta["seed"]
         mine.call, mine.together = first.meta["call"], first.meta["together"]
         mine.adopt(first.meta)
         self._replica.take_state(0, first.payload)
         for link in self.links[1:]:
-            state = self._servers.come_in(link, mine.round, deadline)
+            state = self._servers.come_in(link, mine.round, Deadline(self.timeout))
             self._replica.take_state(link.index, state.payload)
         self._open_round()
         mine.begun = True
@@ -150,7 +160,14 @@ class OuterWorker:
         self.local_steps += 1
         if self.local_steps < self._standing.sync_every:
             return False
-        self.synchronize()
+        try:
+            self.synchronize()
+        except DeadlineError as reason:
+            if self.stop_by is None:
+                raise
+            log.warning("%s Going back to the start of round %d.", reason, self.round)
+            self.fall_back()
+            return False
         return True
 
     def synchronize(self, deadline: Deadline | None = None) -> None:
@@ -166,8 +183,13 @@ class OuterWorker:
             return
         began = time.monotonic()
         deltas = self._push()
-        for link, delta in zip(self.links, deltas, strict=True):
-            self._take_outcome(link, delta, deadline)
+        outcomes = [
+            self._outcome(link, delta, deadline)
+            for link, delta in zip(self.links, deltas, strict=True)
+        ]
+        # Only now that all are there: of a round that is given up in between nothing is taken.
+        for link, outcome in zip(self.links, outcomes, strict=True):
+            self._take(link, outcome)
         self._standing.round += 1
         self._open_round()
         self.rounds_done += 1
@@ -199,19 +221,16 @@ class OuterWorker:
         """
         mine, first = self._standing, self.links[0]
         deadline = Deadline(self.timeout if timeout is None else timeout)
-        for link in self.links:
+
+        def exchange() -> Frame:
+            first.send(Kind.PARK)
+            meta = {"call": mine.call, "name": name}
+            first.send(Kind.GATHER, meta=meta, payloads=(value,))
+            return first.receive(Kind.GATHERED, deadline=deadline)
+
+        for link in self.links[1:]:
             self._servers.attempt(link, partial(link.send, Kind.PARK))
-        while True:
-            try:
-                meta = {"call": mine.call, "name": name}
-                first.send(Kind.GATHER, meta=meta, payloads=(value,))
-                frame = first.receive(Kind.GATHERED, deadline=deadline)
-                break
-            except TrainkitError:
-                raise
-            except OSError as reason:
-                state = self._servers.come_back(first, reason)
-                mine.call = state.meta["call"]
+        frame = self._servers.attempt(first, exchange)
         mine.call += 1
         values, begin = {}, 0
         for rank, size in zip(frame.meta["ranks"], frame.meta["sizes"], strict=True):
@@ -233,16 +252,7 @@ class OuterWorker:
             return
         if self.begun and self.local_steps and self.leaving:
             self._push()
-        for link in self.links:
-            try:
-                link.send(Kind.LEAVE, meta=meta)
-                # Until it is heard: a connection that is closed with something unread in it may
-                # take with it what the server has not read yet.
-                while link.receive(Kind.BYE, Kind.ROUND, Kind.LATE).kind is not Kind.BYE:
-                    pass
-            except (OSError, SystemExit, TrainkitError) as reason:
-                log.debug("%s: %s", link.name, reason)
-        self.hang_up()
+        self._servers.leave(meta, insist=done)
 
     def hang_up(self) -> None:
         """Close all connections; the servers take this worker for lost."""
@@ -260,10 +270,12 @@ class OuterWorker:
                 log.warning("%s is lost: %s", link.name, reason)
         return deltas
 
-    def _take_outcome(self, link: ServerLink, delta: memoryview, deadline: Deadline | None) -> None:
+    def _outcome(self, link: ServerLink, delta: memoryview, deadline: Deadline | None) -> Frame:
         while True:
             try:
                 frame = link.receive(Kind.ROUND, Kind.LATE, deadline=deadline)
+                if frame.round <= self.round:
+                    continue  # to a part that was sent again, of which the first had come
             except TrainkitError:
                 raise
             except OSError as reason:
@@ -280,22 +292,26 @@ class OuterWorker:
                     f"{frame.round}: the others went on without it. Started again, it comes in "
                     f"where they are."
                 )
-            if frame.kind is Kind.ROUND:
-                wire = self._standing.options.wire
-                self._replica.take_round(link.index, frame.payload, wire)
-                self._standing.ranks = frame.meta["ranks"]
-            else:
-                log.warning(
-                    "round %d was over before this worker's part reached %s: what it learnt in "
-                    "it does not count there",
-                    self.round,
-                    link.name,
-                )
-                self._replica.take_state(link.index, frame.payload)
+            return frame
+
+    def _take(self, link: ServerLink, outcome: Frame) -> None:
+        if outcome.kind is Kind.ROUND:
+            self._replica.take_round(link.index, outcome.payload, self._standing.options.wire)
+            self._standing.ranks = outcome.meta["ranks"]
             return
+        what = "does not count" if outcome.kind is Kind.LATE else "may not count"
+        log.warning(
+            "round %d was over before this worker's part reached %s, or its answer this worker: "
+            "what was learnt in it %s there",
+            self.round,
+            link.name,
+            what,
+        )
+        self._replica.take_state(link.index, outcome.payload)
 
     def _open_round(self) -> None:
         self._replica.give_model()
+        self._standing.opened = time.monotonic()
         self.local_steps = 0
 
     @property
