@@ -69,14 +69,19 @@ def test_a_connection_that_broke_before_a_gathering_does_not_shut_the_worker_out
 
 def test_a_connection_that_breaks_in_a_gathering_before_training_is_made_again():
     port = free_port()
-    with serving(port), working([port], 0) as chief, working([port], 1) as other:
-        chief._servers.replica = None  # no model yet
-
-        def broken():
-            cut(other.links[0])
-            return other.gather("seed", memoryview(b"b"))
-
-        given = together(lambda: chief.gather("seed", memoryview(b"a")), broken)
+    with serving(port) as server, working([port], 0) as chief, working([port], 1) as other:
+        other._servers.replica = None  # no model yet
+        given = []
+        thread = threading.Thread(
+            target=lambda: given.append(other.gather("seed", memoryview(b"b")))
+        )
+        thread.start()
+        wait_for(lambda: 1 in server.gatherings.given)
+        before = server._workers[1]
+        cut(other.links[0])
+        wait_for(lambda: server._workers.get(1) not in (None, before))
+        given.append(chief.gather("seed", memoryview(b"a")))
+        thread.join(20)
         assert [{r: bytes(v) for r, v in g.items()} for g in given] == [{0: b"a", 1: b"b"}] * 2
 
 
