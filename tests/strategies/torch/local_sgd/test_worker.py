@@ -182,12 +182,12 @@ def test_the_end_is_told_to_a_server_also_where_the_connection_has_broken():
 def test_an_old_process_of_a_rank_does_not_take_its_place_back():
     """Two pods with one index, of which the older was thought to be dead."""
     port = free_port()
-    with serving(port), working([port], 0) as chief, working([port], 1) as old:
+    with serving(port) as server, working([port], 0) as chief, working([port], 1) as old:
         begin(chief, old)
         with working([port], 1) as new:
             thread = threading.Thread(target=new.join)
             thread.start()
-            wait_for(lambda: new.links[0].connected)
+            wait_for(lambda: 1 in server.rounds._joiners)
             learn(chief, 1.0)
             chief.synchronize()
             thread.join()
