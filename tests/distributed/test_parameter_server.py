@@ -352,3 +352,49 @@ def test_another_model_than_the_chiefs_is_refused(job):
     assert "another model than the chief" in refused.output()
     served.start("worker-0")
     served.end()
+
+
+def changed(job, *pairs):
+    """Have the pods of ``job`` run another program: of each pair the first gives way."""
+    text = JOB
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    (job.folder / "job.py").write_text(text)
+
+
+def test_a_chief_whose_loop_leaves_for_a_notice_has_not_finished_the_job(job):
+    """It returns from main, as a loop may that asks ctx.preempted: the job is to go on later."""
+    served = job(TRAINKIT_SYNC_EVERY="2", JOB_STEPS="100000", JOB_PAUSE="0.1")
+    loop = "for x, y, ids in loader:"
+    changed(served, (loop, f"{loop}\n                if ctx.preempted: return"))
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=str(served.folder / "ckpt"))
+    served.pods["chief-0"].wait_for("did step 8")
+    served.pods["chief-0"].signal(signal.SIGTERM)
+    served.end(chief_0=143, worker_0=143, ps_0=143)
+
+
+def test_a_chief_that_waits_for_a_stuck_worker_saves_before_it_is_killed(job):
+    served = job(TRAINKIT_SYNC_EVERY="4", JOB_STEPS="400", TRAINKIT_GRACE_PERIOD="8")
+    stuck = "if ctx.rank == 1 and progress.step == 21: print('stuck', flush=True); time.sleep(100)"
+    changed(served, ('if os.path.exists("slow"): time.sleep(PAUSE)', stuck))
+    served.start_all(TRAINKIT_CHECKPOINT_DIR=str(served.folder / "ckpt"))
+    served.pods["worker-0"].wait_for("stuck")
+    served.pods["chief-0"].wait_for("did step 20")
+    served.pods["chief-0"].signal(signal.SIGTERM)
+    assert served.pods["chief-0"].wait(8).exit_code == 143
+    assert "it is saved in" in served.output("chief-0")
+    served.pods["worker-0"].kill()
+    served.end(chief_0=143, worker_0=-signal.SIGKILL, ps_0=143)
+
+
+def test_nobody_trains_alone_because_the_model_is_called_by_another_name(job):
+    served = job(workers=0)
+    changed(
+        served,
+        ("checkpoints.restore_latest()", "None"),
+        ("(model(x), y)", "(net[2](net[0](x)), y)"),
+    )
+    served.start_all(TRAINKIT_TIMEOUT="3")
+    served.end(chief_0=78, ps_0=138)
+    assert "Call restore_latest() before the loop" in served.output("chief-0")

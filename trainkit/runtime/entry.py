@@ -147,6 +147,7 @@ def init(
     failed = True
     try:
         yield session.open(checkpoint_dir=checkpoint_dir, seed=seed)
+        session.end()
         failed = False
     except Exception as error:
         found = session.diagnose(error)

@@ -150,6 +150,12 @@ class Session:
             raise Preempted("main returned after a notice to stop; what was unsaved is saved")
         self._strategy.finish()
 
+    def end(self) -> None:
+        """After the block of ``init``: nothing is saved, and the job is done unless it was told
+        to stop."""
+        if self._monitor is None or not self._monitor.told:
+            self._strategy.finish()
+
     def _warn_of_no_step(self) -> None:
         """Say so where there was something to train and nothing was: the job is green."""
         context, monitor = self._context, self._monitor

@@ -181,3 +181,36 @@ def test_patience_is_at_least_what_the_first_took():
 def test_patience_begins_with_the_first_part():
     rounds = begun(0, 1, patience=1.0)
     assert rounds.overdue(1e6) == []
+
+
+def test_who_was_parked_and_comes_too_late_is_waited_for_from_then_on():
+    rounds = begun(0, 1)
+    rounds.park(1)
+    rounds.push(0, 0, "a", 1.0)
+    rounds.close(1.0)
+    assert not rounds.push(1, 0, "late", 2.0)
+    rounds.push(0, 1, "a", 3.0)
+    assert rounds.missing(3.0) == [1]
+
+
+def test_a_round_that_nobody_can_end_any_more_is_passed_over():
+    """The first server has ended it, and all who were in it are gone."""
+    rounds = begun(0, 1)
+    for rank in (0, 1):
+        rounds.leave(rank)
+        rounds.ask(rank, 1.0, earliest=1)
+    assert rounds.admit(1.0) == [0, 1]
+    assert rounds.round == 1
+    for rank in (0, 1):
+        assert rounds.push(rank, 1, rank, 2.0)
+    assert rounds.close(2.0) == {0: 0, 1: 1}
+
+
+def test_who_is_expected_back_may_take_as_long_as_a_round_did():
+    rounds = Rounds(2, 600.0)
+    rounds.seed(7, 0.0, expected=[1], begun=True, within=100.0)
+    rounds.ask(0, 0.0, earliest=7)
+    rounds.admit(0.0)
+    rounds.push(0, 7, "a", 1.0)
+    assert rounds.missing(99.0) == [1]
+    assert rounds.missing(100.0) == []

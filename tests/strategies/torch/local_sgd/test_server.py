@@ -2,96 +2,28 @@
 
 import socket
 import struct
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 import torch
 
+from tests.strategies.torch.local_sgd.in_process import (
+    begin,
+    learn,
+    serving,
+    together,
+    weights,
+    working,
+)
 from trainkit.errors import DeadlineError, EnvironmentFaultError, PeerLostError
+from trainkit.strategies.torch.local_sgd.control_link import ControlLink
 from trainkit.strategies.torch.local_sgd.frames import Kind, packed
-from trainkit.strategies.torch.local_sgd.layout import FlatLayout
-from trainkit.strategies.torch.local_sgd.link import ControlLink, ServerLink
-from trainkit.strategies.torch.local_sgd.server import ShardServer, listen
+from trainkit.strategies.torch.local_sgd.link import ServerLink
 from trainkit.strategies.torch.local_sgd.shard import OuterOptions
-from trainkit.strategies.torch.local_sgd.worker import OuterWorker
+from trainkit.strategies.torch.local_sgd.sockets import listen
 from trainkit.testing import free_port
 from trainkit.waiting import Deadline
-
-AVERAGING = OuterOptions(lr=1.0, momentum=0.0)
-
-
-@contextmanager
-def serving(port, index=0, patience=60.0):
-    """A server whose loop runs in a thread; stopped, as by a kill, at the end of the block."""
-    server = ShardServer(listen(port), index, patience)
-    stop = threading.Event()
-
-    def loop():
-        while not stop.is_set():
-            server.turn(0.02)
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield server
-    finally:
-        stop.set()
-        thread.join()
-        server.close()
-
-
-@contextmanager
-def working(ports, rank=0, world_size=2, value=0.0, options=AVERAGING, size=5, timeout=20.0):
-    """A worker with a model of one vector, all of it ``value``."""
-    module = torch.nn.Module()
-    module.weight = torch.nn.Parameter(torch.full((size,), value))
-    addresses = [("127.0.0.1", port) for port in ports]
-    worker = OuterWorker(addresses, rank, world_size, options, sync_every=1, timeout=timeout)
-    worker.module = module
-    try:
-        worker.connect(timeout)
-        worker.attach(FlatLayout([module]))
-        yield worker
-    finally:
-        worker.hang_up()
-
-
-def together(*calls):
-    """Call each in a thread of its own; returns what they returned, or raises the first error."""
-    results = [None] * len(calls)
-
-    def call(place):
-        try:
-            results[place] = (calls[place](), None)
-        except BaseException as error:
-            results[place] = (None, error)
-
-    threads = [threading.Thread(target=call, args=(place,)) for place in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    for _, error in results:
-        if error is not None:
-            raise error
-    return [value for value, _ in results]
-
-
-def begin(chief, *others, number=0):
-    chief.bring(number, {}, None)
-    together(*(worker.join for worker in (chief, *others)))
-
-
-def learn(worker, amount):
-    with torch.no_grad():
-        worker.module.weight.add_(amount)
-    worker.local_steps = 1
-
-
-def weights(worker):
-    return worker.module.weight.tolist()
 
 
 def test_workers_begin_with_the_chiefs_parameters_and_share_what_they_learn():
@@ -195,13 +127,13 @@ def test_a_server_without_memory_gets_it_back_from_the_chief_with_the_momentum()
         begin(chief)
         learn(chief, 1.0)
         chief.synchronize()
-        before = first._shard.momentum.clone()
+        before = first._held.shard.momentum.clone()
         assert torch.equal(chief.momentum["0.weight"], before)
         expected = weights(chief)
         # It is killed, and another comes in its place.
-        for connection in list(first._connections):
+        for connection in list(first._loop.connections):
             connection.socket.shutdown(socket.SHUT_RDWR)
-        first._shard, first._seed = None, {}
+        first._held.shard, first._held._seed = None, {}
         first.rounds.round, first.rounds.begun = None, False
         first.rounds.members.clear()
         learn(chief, 0.0)
@@ -272,7 +204,9 @@ def test_all_stop_after_the_highest_step_that_one_has_entered():
         packed(Kind.HELLO, rank=0, meta={"nothing": 1}),
         packed(Kind.PUSH, rank=0, size=1 << 50),
         packed(Kind.SEED, rank=0, size=64),
-        packed(Kind.HELLO, rank=0, meta={"server": 3, "member": True, "world_size": 1}),
+        packed(
+            Kind.HELLO, rank=0, meta={"server": 3, "member": True, "process": "x", "world_size": 1}
+        ),
         packed(Kind.ROUND, rank=0),
         packed(Kind.JOIN, rank=0, meta={"seed": None}),
         b"\0" * 200,
@@ -322,6 +256,6 @@ def test_a_port_that_is_taken_is_said_with_the_port():
 
 def test_a_server_that_is_not_there_is_named_at_the_deadline():
     port = free_port()
-    link = ServerLink(2, ("127.0.0.1", port), 1, 2)
+    link = ServerLink(2, ("127.0.0.1", port), 1, 2, "process")
     with pytest.raises(DeadlineError, match=f"worker 1 to reach ps 2 at 127.0.0.1:{port}"):
         link.connect(Deadline(0.3))

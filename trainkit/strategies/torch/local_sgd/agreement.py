@@ -6,7 +6,7 @@ from typing import Any
 
 from trainkit.coordination import StepAgreement
 from trainkit.errors import DeadlineError, PeerLostError, TrainkitError
-from trainkit.strategies.torch.local_sgd.link import ControlLink
+from trainkit.strategies.torch.local_sgd.control_link import ControlLink
 from trainkit.strategies.torch.local_sgd.worker import OuterWorker
 from trainkit.waiting import Deadline
 
@@ -32,15 +32,14 @@ class StopAgreement(StepAgreement):
 
         Args:
             worker: of this process; it ends its round at the step where all stop.
-            timeout: seconds to wait for the others.
+            timeout: seconds until this process is killed, or less. Half of them are for the
+                others, the rest is for saving.
         """
         self._worker = worker
         self._link = ControlLink(worker.links[0].address, worker.rank, timeout=_ANSWER)
-        self._seconds = timeout
+        self._seconds = timeout / 2
         self._decided: int | None = None
         self._entered = 0
-        self.stopping = False
-        """Whether all have stopped, or are about to."""
 
     def propose(self) -> None:
         """The chief asks all to stop; another worker only notes that it leaves."""
@@ -56,6 +55,8 @@ class StopAgreement(StepAgreement):
     def publish(self, entered: int) -> None:
         """See ``StepAgreement.publish``."""
         self._entered = entered
+        if self._worker.stop_by is None:
+            self._worker.stop_by = Deadline(self._seconds)
         if not self._worker.leaving:
             self._ask(what="publish", entered=entered)
 
@@ -69,7 +70,6 @@ class StopAgreement(StepAgreement):
             log.info("all workers stop after step %d", max(self._decided, step))
         if step < self._decided:
             return False
-        self.stopping = True
         self._end_round()
         return True
 
@@ -78,7 +78,7 @@ class StopAgreement(StepAgreement):
         self._link.close()
 
     def _voted(self, step: int) -> int:
-        deadline = Deadline(self._seconds)
+        deadline = self._deadline
         while not deadline.passed:
             try:
                 answer = self._ask(what="target")
@@ -95,11 +95,16 @@ class StopAgreement(StepAgreement):
 
     def _end_round(self) -> None:
         try:
-            self._worker.synchronize(Deadline(self._seconds))
+            self._worker.synchronize(self._deadline)
         except (DeadlineError, PeerLostError) as reason:
             # Better the round's start on time than its end too late.
             log.warning("%s: going back to the start of round %d", reason, self._worker.round)
             self._worker.fall_back()
+
+    @property
+    def _deadline(self) -> Deadline:
+        """From the moment at which this worker heard of the stop."""
+        return self._worker.stop_by or Deadline(self._seconds)
 
     def _ask(self, **question: Any) -> dict[str, Any]:
         try:

@@ -7,22 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainkit.strategies.torch.local_sgd.frames import Frame, FrameReader, Kind, packed
+from trainkit.strategies.torch.local_sgd.sockets import keep_alive
 
-__all__ = ["Connection", "keep_alive"]
+__all__ = ["Connection"]
 
 _AT_ONCE = 1 << 24
 """Bytes that one turn of the loop takes from one connection, so that none starves the others."""
-
-
-def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel find out within half a minute that the other host is gone, and no delays."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 25_000)
 
 
 class Connection:

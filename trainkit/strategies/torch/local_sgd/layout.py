@@ -31,6 +31,7 @@ class FlatLayout:
         """
         trained: dict[str, torch.Tensor] = {}
         averaged: dict[str, torch.Tensor] = {}
+        buffers: dict[str, tuple[torch.nn.Module, str]] = {}
         seen: set[int] = set()
         for number, module in enumerate(modules):
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -43,12 +44,36 @@ class FlatLayout:
                     raise _unfit(name, tensor)
                 group = trained if tensor.requires_grad else averaged
                 group[f"{number}.{name}"] = tensor
+                if not isinstance(tensor, torch.nn.Parameter):
+                    path, _, key = name.rpartition(".")
+                    buffers[f"{number}.{name}"] = (module.get_submodule(path), key)
         self.names = [*trained, *averaged]
         self.tensors = [*trained.values(), *averaged.values()]
         self.num_outer = sum(tensor.numel() for tensor in trained.values())
         self.size = sum(tensor.numel() for tensor in self.tensors)
         self.trained = {id(tensor) for tensor in trained.values()}
         """Ids of the parameters that an optimizer changes."""
+        self._buffers = [
+            (place, *buffers[name]) for place, name in enumerate(self.names) if name in buffers
+        ]
+
+    def refresh(self) -> None:
+        """Take the buffers that the model has now: ``self.average = …`` makes another tensor.
+
+        Raises:
+            StrategyError: one is gone, or has another shape.
+        """
+        for place, module, key in self._buffers:
+            before, now = self.tensors[place], module._buffers.get(key)
+            if now is before:
+                continue
+            if now is None or now.shape != before.shape:
+                raise StrategyError(
+                    f"strategy='parameter_server': the buffer {self.names[place]} had the shape "
+                    f"{tuple(before.shape)} when training began and now has "
+                    f"{None if now is None else tuple(now.shape)}: what is averaged cannot change"
+                )
+            self.tensors[place] = now
 
     @property
     def fingerprint(self) -> str:
@@ -90,6 +115,7 @@ class Mirror:
     def __init__(self, layout: FlatLayout) -> None:
         """Make room; on a GPU also there, so that one copy crosses the bus."""
         device = layout.tensors[0].device if layout.tensors else torch.device("cpu")
+        self._layout = layout
         self._tensors = layout.tensors
         self._staging = None
         if device.type != "cpu":
@@ -100,6 +126,7 @@ class Mirror:
     @torch.no_grad()
     def gather(self) -> torch.Tensor:
         """The model as it is now, in ``flat``."""
+        self._layout.refresh()
         if self._tensors:
             torch._foreach_copy_(self._views, self._tensors)
         if self._staging is not None:
@@ -109,6 +136,7 @@ class Mirror:
     @torch.no_grad()
     def scatter(self, flat: torch.Tensor) -> None:
         """Give ``flat`` to the model."""
+        self._layout.refresh()
         if self._staging is not None:
             self._staging.copy_(flat)
         else:

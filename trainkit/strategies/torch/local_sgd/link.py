@@ -3,16 +3,13 @@
 import contextlib
 import logging
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from trainkit.errors import DeadlineError, EnvironmentFaultError, PeerLostError, TrainkitError
 from trainkit.strategies.torch.local_sgd.addresses import Address
-from trainkit.strategies.torch.local_sgd.connection import keep_alive
 from trainkit.strategies.torch.local_sgd.frames import (
-    EMPTY,
     Frame,
     FrameReader,
     Kind,
@@ -20,9 +17,10 @@ from trainkit.strategies.torch.local_sgd.frames import (
     new_buffer,
     packed,
 )
+from trainkit.strategies.torch.local_sgd.sockets import connected
 from trainkit.waiting import Deadline, wait_until
 
-__all__ = ["ControlLink", "JobOver", "ServerLink", "await_over"]
+__all__ = ["JobOver", "ServerLink"]
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +29,6 @@ _SILENCE = 30.0
 often, so it or the way to it is gone."""
 _SLICE = 1.0
 """Seconds of one wait for the socket, between which deadlines are looked at."""
-_CONNECT = 5.0
-"""Seconds of one attempt to connect, and of the greeting."""
 _NOTICE = 10.0
 """Seconds of quiet waiting; then the log says for whom."""
 
@@ -44,18 +40,32 @@ class JobOver(SystemExit):
 class ServerLink:
     """The connection of worker ``rank`` to the server ``index``."""
 
-    def __init__(self, index: int, address: Address, rank: int, world_size: int) -> None:
-        """Prepare; ``connect`` connects."""
+    def __init__(
+        self, index: int, address: Address, rank: int, world_size: int, process: str
+    ) -> None:
+        """Prepare; ``connect`` connects.
+
+        Args:
+            index: of the server.
+            address: of the server.
+            rank: of this worker.
+            world_size: workers of the job.
+            process: names this process among all that ever were this worker.
+        """
         self.index = index
         self.address = address
         self.welcome: dict[str, Any] = {}
         """What the server said when this worker came."""
         self.over = False
         """Whether it has said that the chief is done."""
+        self.stop_by: Deadline | None = None
+        """Until when to wait for what has no deadline of its own; set, maybe by another thread,
+        once this process is to stop."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self._rank = rank
         self._world_size = world_size
+        self._process = process
         self._socket: socket.socket | None = None
         self._heard = 0.0
         self._reader = FrameReader(lambda kind, number, size: new_buffer(size))
@@ -107,14 +117,19 @@ class ServerLink:
         Raises:
             OSError: the connection is lost.
         """
-        meta = {"server": self.index, "world_size": self._world_size, "member": True}
+        meta = {
+            "server": self.index,
+            "world_size": self._world_size,
+            "process": self._process,
+            "member": True,
+        }
         self.send(Kind.HELLO, meta=meta)
         self.welcome = {**self.receive(Kind.WELCOME).meta}
         if self.welcome["over"]:
             raise self._job_over()
 
     def _open(self) -> None:
-        self._socket = _connected(self.address)
+        self._socket = connected(self.address)
         self._reader = FrameReader(lambda kind, number, size: new_buffer(size))
         try:
             self.greet()
@@ -177,13 +192,10 @@ class ServerLink:
         self._heard = began
         while True:
             frame = self._next()
-            if (
-                deadline is not None
-                and deadline.passed
-                and (frame is None or frame.kind not in kinds)
-            ):
+            limit = self.stop_by if deadline is None else deadline
+            if limit is not None and limit.passed and (frame is None or frame.kind not in kinds):
                 raise DeadlineError(
-                    f"worker {self._rank} gave up after {deadline.seconds:.0f} s of waiting for "
+                    f"worker {self._rank} gave up after {limit.seconds:.0f} s of waiting for "
                     f"{words}. Look at the log of who is missing for the first error; "
                     f"TRAINKIT_TIMEOUT sets the seconds."
                 )
@@ -261,86 +273,6 @@ class ServerLink:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-class ControlLink:
-    """Questions to the first server that are not about parameters; from any thread."""
-
-    def __init__(self, address: Address, rank: int, *, timeout: float) -> None:
-        """Prepare; ``timeout`` is seconds for one question."""
-        self._address = address
-        self._rank = rank
-        self._timeout = timeout
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-
-    def ask(self, **question: Any) -> dict[str, Any]:
-        """Ask, on the connection of the last question if there is one.
-
-        Raises:
-            OSError: the server does not answer.
-        """
-        with self._lock:
-            if self._socket is None:
-                self._socket = _connected(self._address, self._timeout)
-            try:
-                return self._asked(self._socket, question)
-            except OSError:
-                self._socket.close()
-                self._socket = None
-                raise
-
-    def _asked(self, connection: socket.socket, question: Mapping[str, Any]) -> dict[str, Any]:
-        connection.sendall(packed(Kind.CONTROL, rank=self._rank, meta=question))
-        reader = FrameReader(lambda kind, number, size: EMPTY)
-        while True:
-            count = connection.recv_into(reader.target)
-            if count == 0:
-                raise ConnectionResetError("closed by the server")
-            frame = reader.received(count)
-            if frame is not None and frame.kind is Kind.ANSWER:
-                return frame.meta
-
-    def close(self) -> None:
-        """Hang up."""
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-
-
-def await_over(address: Address) -> None:
-    """Return when the server at ``address`` says that the job is over.
-
-    Raises:
-        ConnectionResetError: it was there, and is gone.
-        OSError: it cannot be reached.
-    """
-    connection = _connected(address)
-    reader = FrameReader(lambda kind, number, size: EMPTY)
-    try:
-        connection.settimeout(None)  # the kernel finds out where the other host is gone
-        while True:
-            count = connection.recv_into(reader.target)
-            if count == 0:
-                raise ConnectionResetError("closed by the server")
-            frame = reader.received(count)
-            if frame is not None and frame.kind is Kind.OVER:
-                return
-    except TimeoutError as reason:
-        raise ConnectionResetError(str(reason)) from None
-    finally:
-        connection.close()
-
-
-def _connected(address: Address, seconds: float = _CONNECT) -> socket.socket:
-    connection = socket.create_connection(address, timeout=seconds)
-    if connection.getsockname() == connection.getpeername():
-        # TCP lets a socket connect to itself where nobody listens on an ephemeral port.
-        connection.close()
-        raise ConnectionRefusedError("nobody listens")
-    keep_alive(connection)
-    return connection
 
 
 def _waiting(meta: Mapping[str, Any]) -> str:

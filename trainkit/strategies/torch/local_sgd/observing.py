@@ -5,7 +5,8 @@ import time
 
 from trainkit.errors import DeadlineError
 from trainkit.strategies.torch.local_sgd.addresses import Address
-from trainkit.strategies.torch.local_sgd.link import await_over
+from trainkit.strategies.torch.local_sgd.frames import EMPTY, FrameReader, Kind
+from trainkit.strategies.torch.local_sgd.sockets import connected
 from trainkit.waiting import Deadline
 
 __all__ = ["observe_end"]
@@ -27,7 +28,7 @@ def observe_end(addresses: list[Address], timeout: float) -> None:
     deadline, last, seen = Deadline(timeout), "not tried yet", "never came"
     while not deadline.passed:
         try:
-            await_over(addresses[0])
+            _await_over(addresses[0])
             return
         except ConnectionResetError as reason:  # it was there
             deadline, last, seen = Deadline(timeout), str(reason), "was there, and is gone"
@@ -38,3 +39,27 @@ def observe_end(addresses: list[Address], timeout: float) -> None:
         f"ps 0 at {host}:{port} {seen}: no answer for {timeout:.0f} s ({last}). Look at its log; "
         f"TRAINKIT_TIMEOUT sets the seconds."
     )
+
+
+def _await_over(address: Address) -> None:
+    """Return when the server at ``address`` says that the job is over.
+
+    Raises:
+        ConnectionResetError: it was there, and is gone.
+        OSError: it cannot be reached.
+    """
+    connection = connected(address)
+    reader = FrameReader(lambda kind, number, size: EMPTY)
+    try:
+        connection.settimeout(None)  # the kernel finds out where the other host is gone
+        while True:
+            count = connection.recv_into(reader.target)
+            if count == 0:
+                raise ConnectionResetError("closed by the server")
+            frame = reader.received(count)
+            if frame is not None and frame.kind is Kind.OVER:
+                return
+    except TimeoutError as reason:
+        raise ConnectionResetError(str(reason)) from None
+    finally:
+        connection.close()

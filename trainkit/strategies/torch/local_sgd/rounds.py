@@ -20,6 +20,8 @@ _REASSEMBLY = 60.0
 @dataclass(slots=True)
 class _Joiner:
     since: float
+    wanted: int
+    """The round in which it is elsewhere; -1 where it is in none."""
     earliest: int | None
     """The round from which on it may be in; None as soon as nobody is in, or all have come."""
 
@@ -46,7 +48,15 @@ class Rounds:
     _opened: float = 0.0
     _first_push: float | None = None
 
-    def seed(self, number: int, now: float, *, expected: Iterable[int], begun: bool) -> None:
+    def seed(
+        self,
+        number: int,
+        now: float,
+        *,
+        expected: Iterable[int],
+        begun: bool,
+        within: float = 0.0,
+    ) -> None:
         """Open the round ``number``.
 
         Args:
@@ -54,23 +64,26 @@ class Rounds:
             now: seconds.
             expected: ranks that were in it at another time, and will come back.
             begun: whether the job had been under way.
+            within: seconds in which they are sure to come, if that is long: who trains finds out
+                that its connection is lost only when it has something to send.
         """
         self.round, self._opened, self._first_push = number, now, None
         self._pushed.clear()
         self.begun = begun
-        self.expect(expected, now)
+        self.expect(expected, now, within)
 
-    def expect(self, ranks: Iterable[int], now: float) -> None:
+    def expect(self, ranks: Iterable[int], now: float, within: float = 0.0) -> None:
         """Wait a while for members that have not come to this server yet."""
         for rank in ranks:
             if rank not in self.members:
-                self._expected[rank] = now + _RETURN
+                self._expected[rank] = now + max(_RETURN, within)
 
     def ask(self, rank: int, now: float, *, earliest: int | None) -> None:
         """Let ``rank`` in: from the round ``earliest`` on, or (None) when it is time."""
+        wanted = -1 if earliest is None else earliest
         if earliest is None and self.members and self.round is not None:
             earliest = self.round + 1
-        self._joiners[rank] = _Joiner(now, earliest)
+        self._joiners[rank] = _Joiner(now, wanted, earliest)
 
     def admit(self, now: float) -> list[int]:
         """Take in those whose time has come; they begin with the open round."""
@@ -81,6 +94,10 @@ class Rounds:
         assembled = not self.members and (
             len(everybody) >= self.world_size or (self.begun and waited >= _REASSEMBLY)
         )
+        if assembled:
+            # The first server may have ended a round whose parts never came to this one, since all
+            # who were in it are gone. Nobody will bring them, so this server passes it over.
+            self._pass_over(max(joiner.wanted for joiner in self._joiners.values()), now)
         came = [
             rank
             for rank, joiner in self._joiners.items()
@@ -97,13 +114,19 @@ class Rounds:
                 joiner.earliest = self.round + 1 if joiner.earliest is None else joiner.earliest
         return came
 
+    def _pass_over(self, number: int, now: float) -> None:
+        if self.round is None or number <= self.round:
+            return
+        self.round, self._opened, self._first_push = number, now, None
+        self._pushed = {at: parts for at, parts in self._pushed.items() if at >= number}
+
     def push(self, rank: int, number: int, payload: Any, now: float) -> bool:
         """Take a contribution; False if its round is over, so that it cannot count any more."""
+        self.parked.discard(rank)  # it is in the loop, whatever becomes of this part
         if self.round is None or number < self.round:
             self.members[rank] = self.round or 0
             return False
         self.members[rank] = number + 1
-        self.parked.discard(rank)
         # Twice after a connection was lost: the first counts.
         self._pushed.setdefault(number, {}).setdefault(rank, payload)
         if number == self.round and self._first_push is None:

@@ -1,72 +1,34 @@
-"""A parameter server: one thread, one loop, one shard, and workers that come and go."""
+"""A parameter server: what it answers to workers that come and go, and when it ends a round."""
 
 import logging
-import selectors
 import socket
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
-from trainkit.errors import EnvironmentFaultError
 from trainkit.strategies.torch.local_sgd.connection import Connection
-from trainkit.strategies.torch.local_sgd.control import Gatherings, StopVote
 from trainkit.strategies.torch.local_sgd.frames import (
     EMPTY,
     Frame,
     Kind,
     ProtocolError,
-    new_buffer,
 )
+from trainkit.strategies.torch.local_sgd.gathering import Gatherings
+from trainkit.strategies.torch.local_sgd.holding import SET_BACK, Holding
+from trainkit.strategies.torch.local_sgd.loop import ConnectionLoop
 from trainkit.strategies.torch.local_sgd.rounds import Rounds
-from trainkit.strategies.torch.local_sgd.shard import (
-    WIRES,
-    Shard,
-    as_bytes,
-    as_tensor,
-    options_from,
-)
+from trainkit.strategies.torch.local_sgd.shard import as_bytes
+from trainkit.strategies.torch.local_sgd.vote import StopVote
 
-__all__ = ["ShardServer", "listen"]
+__all__ = ["ShardServer"]
 
 log = logging.getLogger(__name__)
 
-_MOST = 1 << 42
-"""Bytes of a payload; more than any host has memory for is a mistake."""
-_MOST_SMALL = 1 << 30
-"""Bytes that one worker may give to a gathering."""
-_SET_BACK = (
-    "the job was set back to its last checkpoint, since the chief and a server were lost together; "
-    "this worker has newer parameters. Started again, it comes in where the job is"
-)
 _SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life to those who wait."""
 _FOR_POSITION = 1.0
 """Seconds that a worker which comes in waits for the position in the data that goes with the
 parameters it gets: the others send it a moment after they got theirs."""
-
-
-def listen(port: int) -> socket.socket:
-    """Listen for workers on all addresses of this host.
-
-    Raises:
-        EnvironmentFaultError: the port is taken, or may not be used.
-    """
-    if socket.has_dualstack_ipv6():
-        # A kernel that knows IPv6 may still have it turned off.
-        with suppress(OSError):
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128
-            )
-    try:
-        return socket.create_server(("", port), backlog=128)
-    except OSError as reason:
-        from trainkit.coordination.network import port_holder
-
-        raise EnvironmentFaultError(
-            f"this parameter server cannot listen on port {port}: {reason.strerror} "
-            f"({port_holder(port)} has it). The port comes from the cluster's addresses of ps."
-        ) from None
 
 
 class ShardServer:
@@ -83,19 +45,16 @@ class ShardServer:
             index: which of the servers this is. Number 0 also has gatherings and the vote.
             patience: seconds that a member may stay behind the first one in a round.
         """
-        listener.setblocking(False)
-        self._listener = listener
         self._index = index
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._connections: set[Connection] = set()
+        self._held = Holding()
+        self._loop = ConnectionLoop(
+            listener, place=self._held.room, heard=self._answer, lost=self._lost
+        )
         self._workers: dict[int, Connection] = {}
-        self._shard: Shard | None = None
-        self._seed: dict[str, Any] = {}
-        self._position: dict[str, Any] = {"round": -1}
+        self._processes: dict[int, str] = {}
+        self._replaced: set[str] = set()
         self._arrivals: dict[int, float] = {}
         self._told = time.monotonic()
-        self._returned = 0
         self.rounds = Rounds(1, patience)
         self.gatherings = Gatherings()
         self.vote = StopVote()
@@ -122,118 +81,47 @@ class ShardServer:
 
     def wake_by(self, descriptor: int) -> None:
         """Have ``turn`` return soon after ``descriptor`` becomes readable."""
-        self._selector.register(descriptor, selectors.EVENT_READ)
+        self._loop.wake_by(descriptor)
 
     def turn(self, seconds: float) -> None:
         """Wait ``seconds`` at most for something to do, and do it."""
-        for key, events in self._selector.select(seconds):
-            if key.fileobj is self._listener:
-                self._accept()
-            elif isinstance(key.data, Connection):
-                self._serve(key.data, events)
+        self._loop.receive(seconds)
         self._advance(time.monotonic())
-        for connection in list(self._connections):
-            if connection.is_sending:
-                self._flush(connection)
+        self._loop.send()
 
     def dismiss(self) -> None:
         """Tell all that the job is over."""
-        for connection in list(self._connections):
+        for connection in list(self._loop.connections):
             connection.queue(Kind.OVER)
-            self._flush(connection)
+            self._loop.flush(connection)
 
     def close(self) -> None:
         """Close all connections."""
-        for connection in list(self._connections):
-            self._drop(connection)
-        self._selector.close()
-        self._listener.close()
+        self._loop.close()
 
     # -- connections ----------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        try:
-            accepted, address = self._listener.accept()
-        except OSError:
-            return  # gone again before its turn came
-        connection = Connection(accepted, str(address[0]), self._place)
-        self._connections.add(connection)
-        self._selector.register(accepted, selectors.EVENT_READ, connection)
+    def _answer(self, connection: Connection, frame: Frame) -> None:
+        handler = self._handlers.get(frame.kind)
+        if handler is None:
+            raise ProtocolError(f"{frame.kind.name} is nothing to ask a server")
+        handler(connection, frame)
 
-    def _serve(self, connection: Connection, events: int) -> None:
-        try:
-            if events & selectors.EVENT_READ:
-                for frame in connection.receive():
-                    if connection not in self._connections:
-                        return  # refused by an answer to the frame before
-                    handler = self._handlers.get(frame.kind)
-                    if handler is None:
-                        raise ProtocolError(f"{frame.kind.name} is nothing to ask a server")
-                    handler(connection, frame)
-            if events & selectors.EVENT_WRITE:
-                self._flush(connection)
-        except ProtocolError as reason:
-            log.warning("a connection from %s is closed: %s", connection.address, reason)
-            self._refuse(connection, str(reason), final=True)
-        except OSError as reason:
-            self._lose(connection, str(reason))
-        except (KeyError, TypeError, ValueError) as reason:
-            log.warning("a connection from %s is closed: %r", connection.address, reason)
-            self._refuse(connection, f"a request that makes no sense: {reason!r}", final=True)
-
-    def _flush(self, connection: Connection) -> None:
-        if connection not in self._connections:
-            return
-        try:
-            connection.send()
-        except OSError as reason:
-            self._lose(connection, str(reason))
-            return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.is_sending else 0)
-        self._selector.modify(connection.socket, wanted, connection)
-
-    def _refuse(self, connection: Connection, words: str, *, final: bool = False) -> None:
-        """Say what is wrong and hang up; ``final``: another try would end in the same way."""
-        connection.queue(Kind.FAULT, meta={"message": words, "final": final})
-        self._flush(connection)
-        self._lose(connection, words)
-
-    def _lose(self, connection: Connection, why: str) -> None:
+    def _lost(self, connection: Connection, why: str) -> None:
         rank = connection.rank
-        if rank is not None and self._workers.get(rank) is connection:
-            if rank in self.rounds.members:
-                log.warning(
-                    "worker %d is gone (%s): round %s goes on without it",
-                    rank,
-                    why,
-                    self.rounds.round,
-                )
-            self._forget(rank)
-        self._drop(connection)
+        if rank is None or self._workers.get(rank) is not connection:
+            return
+        if rank in self.rounds.members:
+            log.warning(
+                "worker %d is gone (%s): round %s goes on without it", rank, why, self.rounds.round
+            )
+        self._forget(rank)
 
     def _forget(self, rank: int) -> None:
         self._workers.pop(rank, None)
         self.rounds.leave(rank)
         if not self._workers:
             self.empty_since = time.monotonic()
-
-    def _drop(self, connection: Connection) -> None:
-        if connection in self._connections:
-            self._connections.discard(connection)
-            self._selector.unregister(connection.socket)
-            connection.close()
-
-    def _place(self, connection: Connection, kind: Kind, number: int, size: int) -> memoryview:
-        """Memory for a payload that is about to come."""
-        if kind is Kind.PUSH and self._shard is not None:
-            expected = self._shard.size * WIRES[self._shard.options.wire].itemsize
-            if size != expected:
-                raise ProtocolError(f"a push of {size} bytes, expected {expected}")
-            return new_buffer(size)
-        most = {Kind.SEED: _MOST, Kind.GATHER: _MOST_SMALL}.get(kind, 0)
-        if connection.rank is None or size > most:
-            raise ProtocolError(f"{kind.name} with a payload of {size} bytes")
-        return new_buffer(size)
 
     # -- what workers ask -----------------------------------------------------------------------
 
@@ -252,41 +140,52 @@ class ShardServer:
                     f"{self.workers} of one of {self.rounds.world_size}"
                 )
             self.rounds.world_size = world_size
+            if not self._is_newest(rank, meta["process"]):
+                words = (
+                    f"another process has come as worker {rank} since, so this one does not count "
+                    f"any more. Are there two pods with one index?"
+                )
+                self._loop.refuse(connection, words)
+                return
             before = self._workers.get(rank)
             if before is not None and before is not connection:
-                self._lose(before, "it came again")
+                self._loop.end(before, "it came again")
             connection.rank = rank
             self._workers[rank] = connection
-        welcome = {
-            "seed": self._seed.get("seed"),
-            "fingerprint": self._seed.get("fingerprint"),
-            "over": self.over,
-        }
+        welcome = {**self._held.greeting, "over": self.over}
         connection.queue(Kind.WELCOME, round=self._round, meta=welcome)
 
+    def _is_newest(self, rank: int, process: str) -> bool:
+        """Whether no other process of this rank has come later: two would take turns for ever."""
+        if process in self._replaced:
+            return False
+        before = self._processes.setdefault(rank, process)
+        if before != process:
+            self._replaced.add(before)
+            self._processes[rank] = process
+        return True
+
     def _take_seed(self, connection: Connection, frame: Frame) -> None:
-        meta, payload = frame.meta, frame.payload
-        if self._shard is not None:
+        if self._held.shard is not None:
             # A chief that has lost its memory while another server lost its own: all begin again
             # with what was saved. Who is in with newer parameters has to come in anew.
             for rank in [rank for rank in self.rounds.members if rank != connection.rank]:
-                self._refuse(self._workers[rank], _SET_BACK)
+                self._loop.refuse(self._workers[rank], SET_BACK)
             self.rounds = Rounds(self.rounds.world_size, self.rounds.patience)
             self.gatherings = Gatherings()
             self._arrivals.clear()
-        size, num_outer = int(meta["size"]), int(meta["num_outer"])
-        options = options_from(meta["outer"])
-        moving = len(payload) - 4 * size
-        if moving not in (0, 4 * num_outer) or not 0 <= num_outer <= size:
-            raise ProtocolError(f"parameters of {len(payload)} bytes for {size} numbers")
-        momentum = as_tensor(payload[4 * size :]) if moving else None
-        self._shard = Shard(as_tensor(payload[: 4 * size]), num_outer, options, momentum)
-        self._seed = {key: meta[key] for key in ("seed", "fingerprint", "outer", "sync_every")}
-        self._position = meta["position"] or {"round": frame.round}
-        now = time.monotonic()
-        self.rounds.seed(frame.round, now, expected=meta["expected"], begun=meta["begun"])
+        self._held.take(frame)
+        meta, now = frame.meta, time.monotonic()
+        self.gatherings.number = max(self.gatherings.number, int(meta["call"]))
+        self.rounds.seed(
+            frame.round,
+            now,
+            expected=meta["expected"],
+            begun=meta["begun"],
+            within=float(meta["took"]),
+        )
         for rank, other in list(self._workers.items()):
-            if other.joining is not None and self._fits(other):
+            if other.joining is not None and self._fits(other, other.joining):
                 # who waits for the first parameters goes on waiting
                 self.rounds.ask(rank, now, earliest=other.joining["earliest"])
         connection.queue(Kind.OK)
@@ -298,20 +197,28 @@ class ShardServer:
             connection.queue(Kind.OVER)
             return
         if self.vote.hold:
-            self._refuse(connection, "the job is being stopped")
+            self._loop.refuse(connection, "the job is being stopped")
             return
         meta, now = frame.meta, time.monotonic()
         connection.keeper = bool(meta["keeper"])
         earliest = meta["earliest"]
         connection.joining = {key: meta[key] for key in ("fingerprint", "earliest", "seed")}
-        if self._shard is not None and not self._fits(connection):
+        if self._held.shard is not None and not self._fits(connection, connection.joining):
             return
         self.rounds.ask(connection.rank, now, earliest=earliest)
         if earliest is not None and earliest == self.rounds.round:
             self.rounds.expect(meta["together"], now)
 
+    def _fits(self, connection: Connection, joining: dict[str, Any]) -> bool:
+        """Whether a worker that joins may be let in; or refuse it."""
+        misfit = self._held.misfit(connection.rank, joining)
+        if misfit is not None:
+            words, final = misfit
+            self._loop.refuse(connection, words, final=final)
+        return misfit is None
+
     def _push(self, connection: Connection, frame: Frame) -> None:
-        rank, shard = connection.rank, self._shard
+        rank, shard = connection.rank, self._held.shard
         if rank is None or shard is None or rank not in self.rounds.members:
             raise ProtocolError("PUSH from a worker that is not in")
         if frame.round > self._round + 1:
@@ -325,21 +232,12 @@ class ShardServer:
             self.rounds.park(connection.rank)
 
     def _take_position(self, connection: Connection, frame: Frame) -> None:
-        if frame.round >= self._position["round"]:
-            self._position = {**frame.meta, "round": frame.round}
+        self._held.take_position(frame)
 
     def _gather(self, connection: Connection, frame: Frame) -> None:
-        rank, meta = connection.rank, frame.meta
-        if rank is None:
-            raise ProtocolError("GATHER before HELLO")
-        if self.rounds.begun and rank not in self.rounds.members:
-            # What the others have passed long ago is not repeated for one that was started again.
-            alone = {"ranks": [rank], "sizes": [len(frame.payload)]}
-            connection.queue(Kind.GATHERED, meta=alone, payloads=(frame.payload,))
-            return
-        fault = self.gatherings.give(rank, meta["call"], meta["name"], frame.payload)
+        fault = self.gatherings.take(connection, frame, self.rounds)
         if fault is not None:
-            self._refuse(connection, fault)
+            self._loop.refuse(connection, fault)
 
     def _control(self, connection: Connection, frame: Frame) -> None:
         meta = frame.meta
@@ -365,29 +263,30 @@ class ShardServer:
                 f"{self.rounds.patience:.0f} s after the first one did, and was given up. Started "
                 f"again, it comes in with the next round"
             )
-            self._refuse(self._workers[rank], words)
+            self._loop.refuse(self._workers[rank], words)
         if self.rounds.is_over(now):
             self._close_round(now)
         for rank in self.rounds.admit(now):
             self._arrivals[rank] = now
         for rank in list(self._arrivals):
             waited = now - self._arrivals[rank]
-            there = self._index != 0 or self._position["round"] >= self._round
+            there = self._index != 0 or self._held.position["round"] >= self._round
             if there or waited >= _FOR_POSITION:
                 self._welcome(rank)
-        self._end_gathering()
+        self.gatherings.advance(self.rounds, self._workers)
         if now - self._told >= _SIGN_OF_LIFE:
             self._told = now
             self._give_signs_of_life(now)
 
     def _close_round(self, now: float) -> None:
-        if self._shard is None:
+        shard = self._held.shard
+        if shard is None:
             raise AssertionError("a round without parameters")  # a bug of ours
         contributions = self.rounds.close(now)
-        sent = as_bytes(self._shard.step([*contributions.values()]))
+        sent = as_bytes(shard.step([*contributions.values()]))
         # Nobody who gets these views can be behind when the next round ends and changes them:
         # to push, a member must have received all of them.
-        moving = as_bytes(self._shard.momentum)
+        moving = as_bytes(shard.momentum)
         meta = {"ranks": [*contributions], "hold": self.vote.hold}
         for rank in contributions:
             connection = self._workers.get(rank)
@@ -403,58 +302,13 @@ class ShardServer:
         connection.joining = None
         self._send_state(connection, Kind.STATE)
 
-    def _fits(self, connection: Connection) -> bool:
-        """Whether a worker that joins is of this start and has the chief's model; or refuse it."""
-        if connection.joining is None:
-            raise AssertionError("it does not join")  # a bug of ours
-        if connection.joining["seed"] not in (None, self._seed["seed"]):
-            self._refuse(connection, _SET_BACK)
-            return False
-        if connection.joining["fingerprint"] == self._seed["fingerprint"]:
-            return True
-        self._refuse(
-            connection,
-            f"worker {connection.rank} has another model than the chief (names, shapes or their "
-            f"order differ): all workers have to set up the same model",
-            final=True,
-        )
-        return False
-
     def _send_state(self, connection: Connection, kind: Kind) -> None:
-        if self._shard is None:
-            raise AssertionError("nothing to send")  # a bug of ours
-        # Copies: this may be under way while a round ends.
-        payloads = [as_bytes(self._shard.parameters.clone())]
-        if connection.keeper:
-            payloads.append(as_bytes(self._shard.momentum.clone()))
-        meta = {
-            "position": self._position,
-            "call": self.gatherings.number,
-            "together": sorted(self.rounds.members),
-            "seed": self._seed["seed"],
-            "outer": self._seed["outer"],
-            "sync_every": self._seed["sync_every"],
-        }
-        connection.queue(kind, round=self._round, meta=meta, payloads=tuple(payloads))
-
-    @property
-    def _gathering_members(self) -> Collection[int]:
-        """Who takes part in a gathering: at the start all workers of the job, then who is in."""
-        begun = self.rounds.begun
-        return self.rounds.members if begun else range(self.rounds.world_size)
-
-    def _end_gathering(self) -> None:
-        if not self.gatherings.given or self.gatherings.missing(self._gathering_members):
-            return
-        given = self.gatherings.close()
-        meta = {"ranks": [*given], "sizes": [len(value) for value in given.values()]}
-        for rank in given:
-            connection = self._workers.get(rank)
-            if connection is not None:
-                connection.queue(Kind.GATHERED, meta=meta, payloads=tuple(given.values()))
+        held, payloads = self._held.state(keeper=connection.keeper)
+        there = {"call": self.gatherings.number, "together": sorted(self.rounds.members)}
+        connection.queue(kind, round=self._round, meta={**held, **there}, payloads=payloads)
 
     def _give_signs_of_life(self, now: float) -> None:
-        gathering = self.gatherings.missing(self._gathering_members)
+        gathering = self.gatherings.missing(self.rounds)
         absent = self.rounds.absent()
         for rank, connection in self._workers.items():
             if connection.is_sending:
@@ -463,8 +317,9 @@ class ShardServer:
             if rank in self.gatherings.given:
                 what, missing = self.gatherings.name, gathering
             elif connection.joining is not None:
-                what = "parameters from the chief" if self._shard is None else "the next round"
-                missing = [0] if self._shard is None and 0 not in absent else absent
+                first = self._held.shard is None
+                what = "parameters from the chief" if first else "the next round"
+                missing = [0] if first and 0 not in absent else absent
                 live = bool(self.rounds.members)
             elif self.rounds.waits(rank):
                 what, missing = f"round {self._round}", self.rounds.missing(now)

@@ -10,8 +10,9 @@ from trainkit import config
 from trainkit.errors import DeadlineError, ExitCode, Preempted
 from trainkit.lifecycle.preemption import NoticeListener
 from trainkit.strategies.torch.local_sgd.addresses import Address
-from trainkit.strategies.torch.local_sgd.link import ControlLink
-from trainkit.strategies.torch.local_sgd.server import ShardServer, listen
+from trainkit.strategies.torch.local_sgd.control_link import ControlLink
+from trainkit.strategies.torch.local_sgd.server import ShardServer
+from trainkit.strategies.torch.local_sgd.sockets import listen
 
 __all__ = ["serve_shard"]
 

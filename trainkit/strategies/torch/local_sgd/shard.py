@@ -106,6 +106,7 @@ class Shard:
         if wire == "fp32":
             return self._all
         change = (self._all - self._known).to(torch.bfloat16)
+        change[split:].masked_fill_(self._rest == self._known[split:], 0)  # of infinities too
         self._known.add_(change)
         return change
 

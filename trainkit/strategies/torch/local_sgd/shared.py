@@ -66,11 +66,17 @@ class SharedRun:
         return self._worker.begun and self._worker.local_steps == 0
 
     def carry(self, state: Mapping[str, Any]) -> None:
-        """Let entries of a checkpoint go along with each round, but for models and optimizers."""
+        """Let entries of a checkpoint go along with each round, but for models.
+
+        Of optimizers only what is set, not what was learnt: most schedules change the learning
+        rate that the optimizer has, so who comes in later needs it.
+        """
         for name, value in state.items():
-            if isinstance(value, torch.nn.Module | torch.optim.Optimizer | PerRank):
+            if isinstance(value, torch.nn.Module | PerRank):
                 continue
-            if isinstance(value, Stateful):
+            if isinstance(value, torch.optim.Optimizer):
+                self._carried[name] = _Hyperparameters(value)
+            elif isinstance(value, Stateful):
                 self._carried[name] = value
 
     def begin(self, restore: Callable[[], int | None] | None = None) -> int | None:
@@ -140,6 +146,46 @@ class SharedRun:
         for name, state in position["state"].items():
             if name in self._carried:
                 self._carried[name].load_state_dict(state)
+
+
+class _Hyperparameters:
+    """The numbers of an optimizer's parameter groups: learning rate, momentum, betas and so on."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        groups = []
+        for group in self._optimizer.param_groups:
+            numbers = {name: _number(value) for name, value in group.items() if name != "params"}
+            groups.append({name: n for name, n in numbers.items() if n is not None})
+        return {"groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        groups = self._optimizer.param_groups
+        if len(groups) != len(state_dict["groups"]):
+            log.warning(
+                "the optimizer here has %d parameter groups and the others' has %d: its learning "
+                "rate and the like stay as they are",
+                len(groups),
+                len(state_dict["groups"]),
+            )
+            return
+        for group, numbers in zip(groups, state_dict["groups"], strict=True):
+            for name, number in numbers.items():
+                if isinstance(group.get(name), torch.Tensor):
+                    group[name].fill_(number)
+                else:
+                    group[name] = tuple(number) if isinstance(number, list) else number
+
+
+def _number(value: Any) -> Any:
+    """A number, or a list of them, that JSON can hold; None for anything else."""
+    if isinstance(value, torch.Tensor):
+        value = value.item() if value.numel() == 1 else None
+    if isinstance(value, tuple) and all(isinstance(part, int | float) for part in value):
+        return list(value)
+    return value if isinstance(value, int | float) else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,6 +86,8 @@ class ParameterServer(Single):
         self._counted: weakref.ref[torch.optim.Optimizer] | None = None
         self._hooks: list[Any] = []
         self._roll: list[int] | None = None
+        self._finished = False
+        self._too_early = 0
 
     @classmethod
     def duty(cls, topology: Topology) -> Duty:
@@ -196,8 +198,12 @@ class ParameterServer(Single):
         """The worker's side: ``synchronize()`` ends a round here, ``round`` counts them."""
         return self._worker
 
+    def finish(self) -> None:
+        """See ``Strategy.finish``: of the chief it is the end of the job."""
+        self._finished = True
+
     def close(self, *, failed: bool = False) -> None:
-        """See ``Strategy.close``: the chief's end is the job's."""
+        """See ``Strategy.close``: the chief's end is the job's, if it has finished."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -209,8 +215,7 @@ class ParameterServer(Single):
         if failed:
             worker.hang_up()
             return
-        stopping = worker.leaving or (self._agreement is not None and self._agreement.stopping)
-        worker.leave(stopping=stopping)
+        worker.leave(stopping=not self._finished)
 
     # -- hooks ----------------------------------------------------------------------------------
 
@@ -235,17 +240,32 @@ class ParameterServer(Single):
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """After any optimizer's step: the one that stepped first is the one that counts."""
         worker, layout = self._worker, self._layout
-        if worker is None or layout is None or not worker.begun:
+        if worker is None:
+            return
+        if layout is None or not worker.begun:
+            self._require_begun(optimizer)
             return
         counted = None if self._counted is None else self._counted()
         if counted is None:
-            if not _trains(optimizer, layout):
+            if not _trains(optimizer, layout.trained):
                 return
             self._counted = weakref.ref(optimizer)
         elif counted is not optimizer:
             return
         if worker.step_done() and self._shared is not None:
             self._shared.synchronized()
+
+    def _require_begun(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let nobody train alone in silence; one step may be for making the optimizer's state."""
+        trained = {id(p) for module in self._modules for p in module.parameters()}
+        self._too_early += _trains(optimizer, trained)
+        if self._too_early > 1:
+            raise StrategyError(
+                "the optimizer stepped twice, and this worker has not taken the job's parameters: "
+                "that happens at checkpoints.restore_latest(), or at the first call of the model "
+                "that ctx.setup() returned in training mode. Call restore_latest() before the "
+                "loop; a method of the model, or model.eval(), does not tell that training begins."
+            )
 
     def _require_roll(self, given: dict[int, memoryview]) -> None:
         roll = self._roll
@@ -262,6 +282,6 @@ class ParameterServer(Single):
         return self._worker
 
 
-def _trains(optimizer: torch.optim.Optimizer, layout: FlatLayout) -> bool:
+def _trains(optimizer: torch.optim.Optimizer, trained: Collection[int]) -> bool:
     parameters = (p for group in optimizer.param_groups for p in group["params"])
-    return any(id(parameter) in layout.trained for parameter in parameters)
+    return any(id(parameter) in trained for parameter in parameters)
