@@ -43,6 +43,23 @@ def test_each_hears_all_others_in_order(channels):
             }
 
 
+def test_something_else_is_looked_after_while_a_rank_waits(channels):
+    one, other = channels(2)
+    looks = []
+
+    def meanwhile():
+        looks.append(1)
+        if len(looks) == 20:
+            other.send(b"at last")
+        return True
+
+    one.meanwhile = meanwhile
+    assert one.receive("a word") == {1: (b"at last", None)}
+    other.close()
+    with pytest.raises(PeerLostError, match="rank 11"):
+        one.receive("a word")
+
+
 def test_the_order_is_that_of_ranks_and_not_of_their_calls():
     """Found as sums of three ranks that were rounded in two ways, by who had connected first."""
     pairs = {peer: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for peer in (3, 1, 2)}

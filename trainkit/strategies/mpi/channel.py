@@ -10,9 +10,10 @@ import errno
 import os
 import socket
 import struct
+import time
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from trainkit.errors import DeadlineError, PeerLostError
@@ -24,6 +25,8 @@ Message = tuple[bytes, int | None]
 """Payload, and an open file that came with it, which is the receiver's."""
 
 _LARGEST = 4096
+_PAUSE = 50e-6
+"""Seconds between two looks at a socket while there is something else to look after."""
 _FILE = socket.CMSG_SPACE(struct.calcsize("i"))
 _HELLO = struct.Struct("=i32s")
 
@@ -51,6 +54,9 @@ class HostChannel:
         self._sockets = dict(sorted(peers.items()))
         _Forks.tell(self)
         self._timeout = timeout
+        self.meanwhile: Callable[[], bool] = lambda: False
+        """Called again and again while this rank waits, as long as it returns True: what moves
+        on only when somebody calls MPI would stand still for as long as a socket sleeps."""
         whole, part = divmod(timeout, 1)
         limit = struct.pack("ll", int(whole), int(part * 1e6))
         for connection in peers.values():
@@ -119,6 +125,7 @@ class HostChannel:
         """
         found: dict[int, Message] = {}
         for peer, connection in self._sockets.items():
+            self._look_after_others(connection)
             try:
                 payload, control, _, _ = connection.recvmsg(
                     _LARGEST, _FILE, socket.MSG_CMSG_CLOEXEC
@@ -144,6 +151,20 @@ class HostChannel:
         """In a forked process: hang up for this process alone."""
         for connection in self._sockets.values():
             connection.close()
+
+    def _look_after_others(self, connection: socket.socket) -> None:
+        deadline: Deadline | None = None
+        while self.meanwhile():
+            deadline = deadline or Deadline(self._timeout)
+            try:
+                connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return
+            except BlockingIOError:
+                if deadline.passed:
+                    return
+                time.sleep(_PAUSE)
+            except OSError:
+                return  # which the caller will see too
 
     def _late(self, what: str, first: int, found: dict[int, Message]) -> DeadlineError:
         waiting = [peer for peer in self.peers if peer >= first and peer not in found]

@@ -5,11 +5,14 @@ python collectives.py [shared | alone | hosts]
 
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 import trainkit
+from trainkit.errors import StrategyError
 from trainkit.strategies.torch.mpi import Mpi
 from trainkit.strategies.torch.mpi.group import MpiGroup, MpiOptions
 
@@ -68,6 +71,11 @@ def all_reduce(rank: int, n: int) -> None:
     view = odd[:, ::2]  # not contiguous
     dist.all_reduce(view)
     assert odd[0].tolist() == [n * (n + 1) / 2, 0] * 3
+    column = odd[:, 1]  # nor is this, and its reshape(-1) is no copy
+    column.fill_(rank)
+    dist.all_reduce(column)
+    assert (column == n * (n - 1) / 2).all()
+    assert odd[0, ::2].tolist() == [n * (n + 1) / 2] * 3, "its neighbours"
     empty = torch.empty(0)
     dist.all_reduce(empty)
     several = [values(rank, 3, torch.float32), values(rank, 900, torch.float32)]
@@ -89,11 +97,55 @@ def sum_in_bf16_is_exact_to_one_rounding(rank: int, n: int) -> None:
         assert (tensor == expected).all(), (tensor[0], expected)
 
 
+def averages_of_fp16_overflow_nowhere(rank: int, n: int) -> None:
+    """The sum of any two is more than fp16 holds, as of gradients that a GradScaler scales."""
+
+    def large(count: int) -> torch.Tensor:
+        return torch.full((count,), 40_000.0, dtype=torch.float16)
+
+    for count in (100, 100_000):
+        tensor = large(count)
+        dist.all_reduce(tensor, dist.ReduceOp.AVG)
+        assert (tensor == 40_000).all(), tensor[0]
+    part, tensor = large(10), large(10)
+    dist.reduce_scatter_tensor(part, large(10 * n), dist.ReduceOp.AVG)
+    dist.reduce(tensor, 0, dist.ReduceOp.AVG)
+    assert (part == 40_000).all()
+    assert (tensor == 40_000).all()
+
+
+def refused(rank: int, n: int) -> None:
+    """What MPI would do wrongly without a word, or read beyond its end for; nothing is queued."""
+
+    def calls() -> Iterator[tuple[type[BaseException], Callable[[], object]]]:
+        row = torch.ones(n)
+        yield ValueError, lambda: dist.all_to_all_single(row, row, [n] * n, [n] * n)
+        yield ValueError, lambda: dist.all_to_all_single(row, row, [n], [n])
+        if rank == 0:
+            ones = [torch.ones(r + 1) for r in range(n)]
+            yield ValueError, lambda: dist.scatter(torch.ones(1), ones, 0)
+            yield ValueError, lambda: dist.gather(torch.ones(1), ones, 0)
+        for dtype in (torch.uint32, torch.float8_e4m3fn):
+            yield StrategyError, lambda dtype=dtype: dist.all_reduce(torch.ones(3).to(dtype))
+        yield StrategyError, dist.monitored_barrier
+
+    for error, call in calls():
+        try:
+            call()
+        except error:
+            continue
+        raise AssertionError(f"no {error.__name__}")
+    dist.barrier()
+
+
 def moved(rank: int, n: int) -> None:
     for root in range(n):
         tensor = values(rank, 5000, torch.bfloat16)
         dist.broadcast(tensor, root)
         same(tensor, values(root, 5000, torch.bfloat16), "broadcast")
+        every_second = torch.arange(10.0)[::2] if rank == root else torch.zeros(10)[::2]
+        dist.broadcast(every_second, root)
+        same(every_second, torch.arange(0, 10, 2), "broadcast of every second element")
         tensor = values(rank, 300, torch.float32)
         dist.reduce(tensor, root)
         expected = (
@@ -146,6 +198,21 @@ def messages(rank: int, n: int) -> None:
     for work in dist.batch_isend_irecv(pair):
         work.wait()
     assert (received == left).all()
+    sum_, sending = torch.ones(100_000), None
+    if rank == 0:  # moves only while its sender calls MPI, and all_reduce waits elsewhere
+        sending = dist.isend(large, 1)
+    elif rank == 1:
+        dist.recv(received, 0)
+    dist.all_reduce(sum_)
+    if sending is not None:
+        sending.wait()
+    assert (sum_ == n).all()
+    if rank == 0:
+        dist.send(torch.arange(10.0)[::2], 1)
+    elif rank == 1:
+        halves = torch.empty(5)
+        dist.recv(halves, 0)
+        assert halves.tolist() == [0, 2, 4, 6, 8]
     if rank == 0:
         dist.send(torch.tensor([1.0]), 1, tag=1)
         dist.send(torch.tensor([2.0]), 1, tag=2)
@@ -170,8 +237,9 @@ def messages(rank: int, n: int) -> None:
 def groups(rank: int, n: int) -> None:
     """Parts of the world, at once, in another order on other ranks."""
     pair, alone = dist.new_group([0, n - 1]), dist.new_group([1])
-    both = dist.new_group(list(range(n)))
+    both = dist.new_group(list(range(n)), timeout=timedelta(seconds=45))
     assert isinstance(both, MpiGroup)
+    assert both._options.timeout == 45
     one, two = torch.ones(70_000), torch.ones(70_000)
     order = ((one, None), (two, both)) if rank == 0 else ((two, both), (one, None))
     for work in [dist.all_reduce(t, group=g, async_op=True) for t, g in order]:
@@ -226,6 +294,8 @@ def main(ctx: trainkit.Context) -> None:
     for check in (
         all_reduce,
         sum_in_bf16_is_exact_to_one_rounding,
+        averages_of_fp16_overflow_nowhere,
+        refused,
         moved,
         messages,
         groups,

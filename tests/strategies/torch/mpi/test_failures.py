@@ -73,12 +73,29 @@ def test_a_rank_that_hangs_is_named_at_the_deadline(mpirun, tmp_path, way):
     assert gone(job)
 
 
+def test_a_message_that_is_too_long_is_no_fault_of_the_network(mpirun, tmp_path):
+    job = mpirun(PROGRAM, "short", tmp_path)
+    assert job.wait(180) == 78, job.output
+    assert "recv of 50 torch.float32 from 0" in job.output
+    assert "of one size" in job.output
+    assert gone(job)
+
+
 @pytest.mark.slow
 def test_a_stopped_rank_is_named_at_the_deadline(mpirun, tmp_path):
     job = started(mpirun, tmp_path, "none", TRAINKIT_TIMEOUT="8")
     os.kill(pid(job, 1), signal.SIGSTOP)
     assert job.wait(180) == 138, job.output
     assert "timed out waiting for rank 1" in job.output
+    assert gone(job)
+
+
+@pytest.mark.slow
+def test_the_deadline_holds_where_the_rank_that_serves_the_store_is_stopped(mpirun, tmp_path):
+    job = started(mpirun, tmp_path, "none", "alone", TRAINKIT_TIMEOUT="8")
+    os.kill(pid(job, 0), signal.SIGSTOP)
+    assert job.wait(180) == 138, job.output
+    assert "the store of rank 0 does not answer" in job.output
     assert gone(job)
 
 

@@ -120,6 +120,92 @@ def test_a_message_that_never_comes_fails_at_the_deadline(thread):
         future.wait()
 
 
+def test_messages_move_on_while_a_collective_waits_outside_of_mpi(thread):
+    comm, message = thread(), Message()
+    waiting = comm.submit(Job("send", lambda: message, True))
+
+    def collective():
+        assert comm.move_messages()
+        message.come.set()
+        while comm.move_messages():
+            pass
+
+    comm.submit(Job("all_reduce", collective)).wait()
+    assert waiting.done()
+
+
+def test_a_message_that_fails_takes_the_collective_that_waits_with_it(thread):
+    comm, over = thread(), threading.Event()
+
+    class Broken(Message):
+        def Test(self):
+            raise PeerLostError("rank 1 is gone")
+
+    comm.submit(Job("send", Broken, True))
+
+    def collective():
+        comm.move_messages()
+        over.wait()
+
+    future = comm.submit(Job("all_reduce", collective))
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
+        future.wait()
+    over.set()
+
+
+def test_messages_under_way_are_awaited_at_the_end(thread):
+    comm, message = thread(), Message()
+    future = comm.submit(Job("send", lambda: message, True, lambda: "sent"))
+    threading.Timer(0.2, message.come.set).start()
+    assert comm.close()
+    assert future.value() == "sent"
+
+
+def test_a_failure_during_the_end_does_not_delay_it(thread):
+    comm = thread()
+
+    def fails():
+        assert comm._over.wait(60)
+        raise PeerLostError("rank 1 is gone")
+
+    comm.submit(Job("barrier", fails))
+    assert comm.close()
+
+
+def test_what_is_queued_just_when_the_deadline_passes_fails_too(thread):
+    """The thread that would take it may be in MPI for ever."""
+    comm, over, began = thread(), threading.Event(), threading.Event()
+    comm.submit(Job("first", lambda: began.set() or over.wait()))
+    assert began.wait(60)
+    jobs = comm._jobs
+
+    class Meanwhile:
+        def put(self, job):
+            comm._jobs = jobs
+            comm.fail(DeadlineError("first: timed out"))
+            jobs.put(job)
+
+    comm._jobs = Meanwhile()
+    second = comm.submit(Job("second", lambda: None))
+    assert second.done()
+    with pytest.raises(RuntimeError, match="first: timed out"):
+        second.value()
+    over.set()
+
+
+def test_a_store_that_does_not_answer_holds_no_deadline_up():
+    class Silent:
+        over = threading.Event()
+
+        def clone(self):
+            self.over.wait()
+
+    attendance = Attendance(Silent(), 0, [4, 5], patience=0.1)
+    attendance.tell(3)
+    assert "does not answer" in attendance.behind(3)
+    Silent.over.set()
+
+
 def test_a_group_that_has_been_destroyed_takes_nothing(store):
     comm = CommunicationThread("test", 60.0, Attendance(store, 0, [0]))
     assert comm.close()

@@ -187,8 +187,10 @@ def loops(ctx: trainkit.Context, folder: str, *, fault: str) -> None:
             if ctx.rank == 1:
                 _write(Path(folder, "started"), "yes")
                 _be(fault, folder)
-            elif fault in ("mismatch", "short"):
+            elif fault == "mismatch":
                 dist.all_reduce(torch.ones(20_000))
+            elif fault == "short":
+                dist.send(torch.ones(100), 1)
         if fault == "resume" and began:
             print(json.dumps({"began": began}), flush=True)
             return
@@ -200,6 +202,8 @@ def _be(fault: str, folder: str) -> None:
         raise ValueError("rank 1 has had enough")
     if fault == "mismatch":
         dist.all_reduce(torch.ones(30_000))
+    if fault == "short":
+        dist.recv(torch.ones(50), 0)
     if fault == "leave":
         os._exit(0)
     if fault == "sleep":

@@ -1,5 +1,6 @@
 """A process group of torch's over MPI, as far as all of its calls share it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,8 @@ from trainkit.strategies.torch.mpi.wire import Wire
 from trainkit.strategies.torch.mpi.work import MpiWork, Together
 
 __all__ = ["BACKEND", "MpiOptions", "Queued", "Tensors", "on_device"]
+
+log = logging.getLogger(__name__)
 
 BACKEND = "mpi4py"
 """The backend's name for torch, where ``mpi`` is what torch itself may be built with."""
@@ -87,11 +90,11 @@ class Queued(_Base):  # type: ignore[misc]
         self._name, self._description = name, "undefined"
         self._options = options
         self._wire = Wire(comm)
-        self._reducing = Reducing(self._wire, ranks, options)
         self._lending = Lending(cuda_aware=options.cuda_aware)
         attendance = Attendance(store, self._rank, ranks)
         # MPI's own waits; within a host each wait has its deadline, and says more.
         self._thread = CommunicationThread(name, options.timeout + 5.0, attendance)
+        self._reducing = Reducing(self._wire, ranks, options, self._thread.move_messages)
         self._coalescing: list[MpiWork] | None = None
 
     # -- what torch asks a group
@@ -145,6 +148,12 @@ class Queued(_Base):  # type: ignore[misc]
     def shutdown(self) -> None:
         """After all calls: end the thread; collective where nothing has failed."""
         ended = self._thread.close()
+        if not ended:
+            log.warning(
+                "process group %s was destroyed with calls under way, which have not ended since: "
+                "wait for the Work of each before dist.destroy_process_group()",
+                self._name,
+            )
         self._reducing.close()
         if ended and self._thread.failure is None and self._wire.comm:
             self._wire.comm.Free()

@@ -67,5 +67,10 @@ def counts(tensor: torch.Tensor, splits: Sequence[int], size: int) -> list[int]:
         if tensor.numel() % size:
             raise ValueError(f"all_to_all: {tuple(tensor.shape)} does not divide by {size} ranks")
         return [tensor.numel() // size] * size
+    if len(splits) != size or sum(splits) != tensor.shape[0]:  # MPI would go past the end
+        raise ValueError(
+            f"all_to_all: expected {size} splits, one a rank, that add up to the "
+            f"{tensor.shape[0]:,} rows of the tensor, found {list(splits)}"
+        )
     row = math.prod(tensor.shape[1:])
     return [rows * row for rows in splits]

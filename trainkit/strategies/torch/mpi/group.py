@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from trainkit.errors import StrategyError
 from trainkit.strategies.torch.mpi.base import BACKEND, MpiOptions, Tensors, on_device
 from trainkit.strategies.torch.mpi.checks import (
     counts,
@@ -188,6 +189,7 @@ class MpiGroup(Messages):
         root = opts.rootRank
         (source,) = inputs
         targets = list(outputs[0]) if outputs and self._rank == root else []
+        same_lengths("gather", inputs, [targets])
 
         def run(sources: list[torch.Tensor], flat: list[torch.Tensor]) -> None:
             numel = self._size * sources[0].numel()
@@ -204,6 +206,7 @@ class MpiGroup(Messages):
         """``outputs[0]`` becomes the root's ``inputs[0][rank]``."""
         root = opts.rootRank
         sources = list(inputs[0]) if inputs and self._rank == root else []
+        same_lengths("scatter", outputs, [sources])
 
         def run(flat: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
             self._wire.scatter(targets[0], torch.cat(flat) if flat else None, root)
@@ -250,6 +253,14 @@ class MpiGroup(Messages):
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
         return self._submit("barrier", self._wire.barrier)
+
+    def monitored_barrier(self, timeout: Any = None, wait_all_ranks: bool = False) -> None:
+        """Not here, where each barrier is monitored."""
+        del timeout, wait_all_ranks
+        raise StrategyError(
+            "strategy='mpi' has no monitored_barrier. Use torch.distributed.barrier(): it names "
+            "the ranks that have not come within TRAINKIT_TIMEOUT, or the timeout of its group."
+        )
 
     # names of torch before 2.14
     _allgather_base = all_gather_single

@@ -232,8 +232,8 @@ class HostReducer:
             for other in others:
                 piece = other[start : start + tile]
                 combine(op, total, piece.float() if half else piece)
-            if op == "avg" and not crossing:
-                total.mul_(scale)
+            if op == "avg" and (half or not crossing):
+                total.mul_(scale)  # in fp32: a sum of fp16 may be more than fp16 holds
             if half:
                 part.copy_(total)
             if not crossing:
@@ -241,7 +241,7 @@ class HostReducer:
                     copy[start : start + tile].copy_(part)
         if self._cross is not None and mine.numel():
             self._cross(mine, "sum" if op == "avg" else op)
-            if op == "avg":
+            if op == "avg" and not half:
                 mine.mul_(scale)
             for copy in copies:
                 copy.copy_(mine)

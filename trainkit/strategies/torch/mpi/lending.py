@@ -109,8 +109,8 @@ class Lending:
 
 
 def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
-    plain = tensor.detach()
-    return plain.view(-1) if plain.is_contiguous() else plain.reshape(-1)
+    # Not reshape(-1): of a column it is a view, of which MPI would see the address and no stride.
+    return tensor.detach().contiguous().view(-1)
 
 
 def _give_back(tensor: torch.Tensor, flat: torch.Tensor) -> None:

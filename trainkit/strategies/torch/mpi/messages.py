@@ -67,7 +67,7 @@ class Messages(Queued):
             return plain.reshape(-1).cpu()
         if plain.is_cuda:
             torch.cuda.current_stream(plain.device).synchronize()
-        return plain.reshape(-1)
+        return plain.contiguous().view(-1)
 
 
 class _Request:

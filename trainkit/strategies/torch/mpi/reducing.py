@@ -1,7 +1,7 @@
 """All-reduce by the fastest way that a group has: shared memory within a host, MPI beyond."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,11 +21,25 @@ log = logging.getLogger(__name__)
 class Reducing:
     """Finds out at its first call who is on which host; used by the communication thread."""
 
-    def __init__(self, wire: Wire, ranks: Sequence[int], options: "MpiOptions") -> None:
-        """Reduce over ``wire``; ``ranks`` are its ranks as the job counts them."""
+    def __init__(
+        self,
+        wire: Wire,
+        ranks: Sequence[int],
+        options: "MpiOptions",
+        meanwhile: Callable[[], bool],
+    ) -> None:
+        """Reduce over ``wire``.
+
+        Args:
+            wire: of the group.
+            ranks: of ``wire``, as the job counts them.
+            options: of the group.
+            meanwhile: see ``HostChannel``.
+        """
         self._wire = wire
         self._ranks = tuple(ranks)
         self._options = options
+        self._meanwhile = meanwhile
         self._host: HostReducer | None = None
         self._looked = not options.shared_memory
         self._warned = False
@@ -102,6 +116,7 @@ class Reducing:
             return None
         if channel is None:
             raise AssertionError("a host of several ranks without a channel")
+        channel.meanwhile = self._meanwhile
         return HostReducer(
             channel,
             world_size=self._wire.size,

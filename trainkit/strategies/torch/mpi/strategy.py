@@ -9,6 +9,7 @@ from zlib import crc32
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit import config
@@ -137,6 +138,9 @@ def register_backend(
                 dist.ProcessGroupNCCL.Options(),
             )
         name = str(given.group_id)
-        return MpiGroup(comm, ranks, given.store, options, name=name, nccl=nccl)
+        own = options
+        if given.timeout not in (None, default_pg_timeout):  # torch's default is nobody's wish
+            own = replace(options, timeout=given.timeout.total_seconds())
+        return MpiGroup(comm, ranks, given.store, own, name=name, nccl=nccl)
 
     dist.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda"])

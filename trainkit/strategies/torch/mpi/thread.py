@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.futures import Future
 
-from trainkit.errors import DeadlineError, PeerLostError, TrainkitError
+from trainkit.errors import DeadlineError, PeerLostError, StrategyError, TrainkitError
 from trainkit.strategies.torch.mpi.attendance import Attendance
 
 __all__ = ["CommunicationThread", "Failed", "Job"]
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _POLL = 50e-6
 """Seconds between two looks at messages under way, once they have not come at once."""
 _EAGER_LOOKS = 200
+_IDLE_POLL = 1e-3
+"""The same, once nothing else is to come."""
 _LEAVE = 10.0
 """Seconds that the end of a group waits for what is under way."""
 
@@ -85,11 +87,20 @@ class CommunicationThread:
         if not self._threads:
             self._start()
         outward = job.future.then(_raise_or_return)
-        if self.failure is not None:
-            _fail(job, self.failure)
-        else:
-            self._jobs.put(job)
+        self._jobs.put(job)
+        if self.failure is not None:  # only now: where the thread is in MPI, nobody takes it
+            self._drain()
         return outward
+
+    def move_messages(self) -> bool:
+        """While a collective waits outside of MPI, on this thread: messages move in MPI's calls.
+
+        Returns:
+            Whether there are any under way.
+        """
+        if self._messages and self.failure is None:
+            self._finish_messages()
+        return bool(self._messages) and self.failure is None
 
     def fail(self, reason: BaseException) -> None:
         """Let everything that waits, and all that comes, fail with ``reason``."""
@@ -103,10 +114,10 @@ class CommunicationThread:
         self._drain()
 
     def close(self) -> bool:
-        """Let what is under way end, then end the threads.
+        """Let what is under way end, messages too, then end the threads.
 
         Returns:
-            Whether all has ended; if not, the communicator is still in use.
+            Whether all has ended; if not, the communicator and its buffers are still in use.
         """
         self._over.set()
         if not self._threads:
@@ -127,6 +138,8 @@ class CommunicationThread:
         while True:
             job = self._next()
             if job is None:
+                while self.move_messages():
+                    time.sleep(_IDLE_POLL)
                 return
             if self.failure is not None:
                 _fail(job, self.failure)
@@ -151,7 +164,7 @@ class CommunicationThread:
     def _next(self) -> Job | None:
         """The next job; messages under way move on until there is one."""
         looks = 0
-        while self._messages:
+        while self._messages and self.failure is None:
             with contextlib.suppress(queue.Empty):
                 return self._jobs.get_nowait()
             if self._finish_messages():
@@ -185,22 +198,24 @@ class CommunicationThread:
         if not isinstance(reason, Exception | TrainkitError):
             reason = RuntimeError(f"{job.what}: {reason!r}")
         if type(reason).__module__.startswith("mpi4py"):
-            reason = PeerLostError(
-                f"{job.what} failed in MPI: {reason} (connection closed by peer, most likely). "
-                f"Look at the log of the other ranks for the first error."
-            )
+            reason = _told(job, reason)
         with self._lock:
             self.failure = self.failure or reason
-            self._current = None
+            if self._current is job:
+                self._current = None
         _fail(job, reason)
         self.fail(reason)
 
     def _drain(self) -> None:
+        ends = False
         with contextlib.suppress(queue.Empty):
             while True:
                 job = self._jobs.get_nowait()
                 if job is not None:
                     _fail(job, self.failure or RuntimeError("failed before"))
+                ends = ends or job is None
+        if ends:
+            self._jobs.put(None)
 
     def _watch(self) -> None:
         pause = min(5.0, max(0.05, self._timeout / 10))
@@ -221,6 +236,22 @@ class CommunicationThread:
                         f"first error; TRAINKIT_TIMEOUT sets the seconds."
                     )
                 )
+
+
+def _told(job: Job, reason: Any) -> TrainkitError:
+    """What an exception of MPI's means: the ranks' calls do not fit, or one of them is gone."""
+    from mpi4py import MPI
+
+    if reason.Get_error_class() in (MPI.ERR_TRUNCATE, MPI.ERR_COUNT, MPI.ERR_ARG, MPI.ERR_TAG):
+        return StrategyError(
+            f"{job.what} failed in MPI: {reason}. What one rank sends and another receives must "
+            f"be of one size and dtype, of fewer than 2^31 elements, and all ranks make the same "
+            f"collective calls in one order."
+        )
+    return PeerLostError(
+        f"{job.what} failed in MPI: {reason} (connection closed by peer, most likely). "
+        f"Look at the log of the other ranks for the first error."
+    )
 
 
 def _raise_or_return(future: Future[Any]) -> Any:

@@ -46,7 +46,8 @@ _MPI_TYPES = {
     torch.uint8: "UINT8_T",
     torch.bool: "UINT8_T",
 }
-"""What MPI adds up itself. bf16 and fp16, which it does not know, are added up here."""
+"""What MPI adds up itself."""
+_ADDED_UP_HERE = (torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _BY_SIZE = {1: "BYTE", 2: "INT16_T", 4: "INT32_T", 8: "INT64_T", 16: "C_DOUBLE_COMPLEX"}
 """Datatypes by bytes, for what is only moved; counts are ``int`` in MPI, so not all as bytes."""
 _LARGEST = 1 << 28
@@ -65,6 +66,11 @@ def op_name(op: Any, dtype: torch.dtype) -> str:
     found = next((k for k, name in names.items() if op == getattr(dist.ReduceOp, name)), None)
     if found is None:
         raise StrategyError(f"strategy='mpi' cannot reduce by {op}; it knows {', '.join(names)}")
+    if dtype not in _MPI_TYPES and dtype not in _ADDED_UP_HERE:
+        raise StrategyError(
+            f"strategy='mpi' adds up no tensors of {dtype}: torch has no sum of them on the CPU. "
+            f"Convert them, say to torch.int64 or torch.float32."
+        )
     floating = dtype.is_floating_point or dtype.is_complex
     if (found == "avg" and not floating) or (found in ("band", "bor", "bxor") and floating):
         raise StrategyError(f"a reduction by {found} means nothing for {dtype}")
@@ -99,10 +105,10 @@ class Wire:
         if flat.dtype in _MPI_TYPES:
             for part in flat.split(_LARGEST):
                 self.comm.Allreduce(self._mpi.IN_PLACE, self._typed(part), self._op(op))
+            if op == "avg":
+                flat.div_(self.size)
         else:
             self._all_reduce_here(flat, op)
-        if op == "avg":
-            flat.div_(self.size)
 
     def reduce_scatter(self, out: torch.Tensor, flat: torch.Tensor, op: str) -> None:
         """``out`` [n] becomes this rank's part of the reduction of ``flat`` [size * n]."""
@@ -115,6 +121,7 @@ class Wire:
             n = out.numel()
             self.all_to_all(theirs, flat, [n] * self.size, [n] * self.size)
             self._sum_up(out, theirs, op)
+            return
         if op == "avg":
             out.div_(self.size)
 
@@ -196,6 +203,8 @@ class Wire:
         total = first.to(wide, copy=True)
         for other in others:
             combine(op, total, other.to(wide))
+        if op == "avg":  # before it is rounded: a sum of fp16 may be more than fp16 holds
+            total.div_(self.size)
         out.copy_(total)
 
     def _typed(self, flat: torch.Tensor) -> list[Any]:
