@@ -398,3 +398,21 @@ def test_nobody_trains_alone_because_the_model_is_called_by_another_name(job):
     served.start_all(TRAINKIT_TIMEOUT="3")
     served.end(chief_0=78, ps_0=138)
     assert "Call restore_latest() before the loop" in served.output("chief-0")
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_nobody_trains_alone_by_an_optimizer_that_is_none_of_torchs(job, evaluates):
+    served = job(workers=0, JOB_STEPS="5")
+    by_hand = (
+        "optimizer.zero_grad(); loss.backward()\n"
+        "                with torch.no_grad():\n"
+        "                    for p in model.parameters(): p -= 0.05 * p.grad"
+    )
+    changed(
+        served,
+        ("optimizer.zero_grad(); loss.backward(); optimizer.step()", by_hand),
+        ("    right = 0\n", "    right = 0\n" if evaluates else "    return\n"),
+    )
+    served.start_all(TRAINKIT_TIMEOUT="3")
+    served.end(chief_0=78, ps_0=138)
+    assert "no optimizer of torch's has stepped" in served.output("chief-0")

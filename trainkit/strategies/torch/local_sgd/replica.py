@@ -54,6 +54,11 @@ class Replica:
         if self._start is not self._base:
             self._start.copy_(self._mirror.gather())
 
+    def has_learnt(self) -> bool:
+        """Whether a trained parameter is another one than at the round's start."""
+        trained = slice(self.layout.num_outer)
+        return not torch.equal(self._start[trained], self._mirror.gather()[trained])
+
     def delta(self, wire: str) -> list[memoryview]:
         """How far the model came since the round's start, for each server."""
         now = self._mirror.gather()

@@ -182,6 +182,7 @@ class ParameterServer(Single):
         worker = self._connected()
         if worker.world_size == 1:
             return 0, 1
+        self._require_counted()
         if self._shared is not None:
             self._shared.synchronize()
         self._roll = sorted(worker.gather("evaluation", memoryview(b"")))
@@ -200,6 +201,7 @@ class ParameterServer(Single):
 
     def finish(self) -> None:
         """See ``Strategy.finish``: of the chief it is the end of the job."""
+        self._require_counted()
         self._finished = True
 
     def close(self, *, failed: bool = False) -> None:
@@ -265,6 +267,16 @@ class ParameterServer(Single):
                 "that happens at checkpoints.restore_latest(), or at the first call of the model "
                 "that ctx.setup() returned in training mode. Call restore_latest() before the "
                 "loop; a method of the model, or model.eval(), does not tell that training begins."
+            )
+
+    def _require_counted(self) -> None:
+        """Let nobody train alone by an optimizer whose steps cannot be seen."""
+        worker = self._worker
+        if worker is not None and self._counted is None and worker.has_learnt():
+            raise StrategyError(
+                "parameters have changed, and no optimizer of torch's has stepped, so no round was "
+                "ever exchanged and this worker has trained alone. Rounds are counted by the steps "
+                "of a torch.optim.Optimizer: derive yours from it, and call its step()."
             )
 
     def _require_roll(self, given: dict[int, memoryview]) -> None:

@@ -170,6 +170,10 @@ class OuterWorker:
             return False
         return True
 
+    def has_learnt(self) -> bool:
+        """Whether parameters have changed since the round began."""
+        return self.begun and self._replica.has_learnt()
+
     def synchronize(self, deadline: Deadline | None = None) -> None:
         """End the round here: give what was learnt, take what became of it.
 
