@@ -164,7 +164,10 @@ def test_without_preload_a_rank_has_an_interpreter_of_its_own(launch):
 
 
 def test_a_child_of_a_rank_that_is_killed_is_no_success(launch):
-    script = "import os, time\npid = os.fork()\nif pid == 0: time.sleep(1000)\nos.kill(pid, 9)\n"
+    script = (
+        "import os, time\npid = os.fork()\nif pid == 0: time.sleep(1000)\nos.kill(pid, 9)\n"
+        "os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)\n"  # else launch may be first to kill it
+    )
     one = launch(script=script)
     assert one.wait() >= 128
     assert "was killed" in one.err

@@ -147,7 +147,7 @@ class OpenRoot:
         if done and (self.communicator.rank == 0 or not tier.shared):
             clear_tier(tier)
 
-    def leave(self, *, failed: bool) -> None:
+    def leave(self, *, failed: bool = False) -> None:
         """Wait for this rank's own work, and leave the root to others; asks no other rank.
 
         Args:
