@@ -37,8 +37,9 @@ __all__ = ["StepReader", "read_verified", "verified_chunks"]
 
 _THREADS = 4
 """That read one file: more than cores, since an object store answers late."""
-_LARGE = 8 * 1024 * 1024
-"""Bytes from which on memory comes in pages of 2 MiB."""
+_LARGE = 32 * 1024 * 1024
+"""Bytes from which on memory comes in pages of 2 MiB: where memory is in pieces, the kernel takes
+many milliseconds to make the first of them."""
 
 
 class StepReader:
