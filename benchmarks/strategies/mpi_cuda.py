@@ -68,7 +68,8 @@ def _rank(rounds: int) -> None:
     import torch.distributed as dist
     from mpi4py import MPI
 
-    from trainkit.strategies.torch.mpi.group import BACKEND, MpiOptions
+    from trainkit.strategies.torch.mpi.group import BACKEND
+    from trainkit.strategies.torch.mpi.options import MpiOptions
     from trainkit.strategies.torch.mpi.strategy import register_backend
 
     world = MPI.COMM_WORLD

@@ -13,7 +13,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from trainkit.launch.nursery import receive, send
+from trainkit.launch.messages import receive, send
 from trainkit.launch.spares import Spares
 from trainkit.processes.dying import DyingWatch
 from trainkit.processes.kernel import adopt_orphans

@@ -6,14 +6,11 @@ is paid once, and a restart costs milliseconds. The nursery is also the parent t
 the launcher: when its socket closes it ends every rank and all that they started.
 """
 
-import array
 import contextlib
-import json
 import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -25,14 +22,13 @@ from typing import Any
 from trainkit import config
 from trainkit.errors import RetryableError
 from trainkit.launch.entry import Entry
+from trainkit.launch.messages import receive, send
 from trainkit.processes.dying import DyingWatch
 from trainkit.processes.kernel import adopt_orphans
 from trainkit.processes.table import descendants, own_children, process_table
 from trainkit.waiting import Deadline
 
-__all__ = ["Dying", "Ended", "Nursery", "Stray", "receive", "send"]
-
-_LENGTH = struct.Struct("!I")
+__all__ = ["Dying", "Ended", "Nursery", "Stray"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,47 +290,3 @@ class Nursery:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
             time.sleep(0.002)
-
-
-def send(control: socket.socket, message: Mapping[str, Any], files: list[int]) -> None:
-    """Send one message, and open files with it."""
-    data = json.dumps(message).encode("utf-8", "surrogateescape")
-    head = _LENGTH.pack(len(data))
-    if files:
-        rights = array.array("i", files)
-        control.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    else:
-        control.sendall(head)
-    control.sendall(data)
-
-
-def receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one message and its open files; None at the end.
-
-    Raises:
-        OSError: the other end is gone in the middle of a message.
-    """
-    size = 16 * array.array("i").itemsize
-    head, ancillary, _, _ = control.recvmsg(_LENGTH.size, socket.CMSG_SPACE(size))
-    files = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            files.frombytes(data[: len(data) - len(data) % files.itemsize])
-    if not head:
-        return None, []
-    while len(head) < _LENGTH.size:
-        head += _exactly(control, _LENGTH.size - len(head))
-    (length,) = _LENGTH.unpack(head)
-    text = _exactly(control, length).decode("utf-8", "surrogateescape")
-    message: dict[str, Any] = json.loads(text)
-    return message, list(files)
-
-
-def _exactly(control: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = control.recv(min(length - len(data), 1 << 20))
-        if not part:
-            raise ConnectionResetError("a message that was cut off")
-        data += part
-    return bytes(data)

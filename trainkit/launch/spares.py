@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from trainkit.launch.nursery import receive, send
+from trainkit.launch.messages import receive, send
 from trainkit.launch.rank import become_rank
 from trainkit.processes.dying import DyingWatch
 from trainkit.processes.kernel import die_with_parent

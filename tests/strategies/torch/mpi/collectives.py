@@ -14,7 +14,8 @@ import torch.distributed as dist
 import trainkit
 from trainkit.errors import StrategyError
 from trainkit.strategies.torch.mpi import Mpi
-from trainkit.strategies.torch.mpi.group import MpiGroup, MpiOptions
+from trainkit.strategies.torch.mpi.group import MpiGroup
+from trainkit.strategies.torch.mpi.options import MpiOptions
 
 WAYS = {
     "shared": MpiOptions(),

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import trainkit
 from trainkit.strategies.torch.mpi import Mpi
-from trainkit.strategies.torch.mpi.group import MpiGroup, MpiOptions
+from trainkit.strategies.torch.mpi.group import MpiGroup
+from trainkit.strategies.torch.mpi.options import MpiOptions
 
 
 def net() -> torch.nn.Module:

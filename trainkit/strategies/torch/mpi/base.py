@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeVar
@@ -14,12 +13,13 @@ from trainkit.errors import PeerLostError
 from trainkit.strategies.torch.mpi.attendance import Attendance
 from trainkit.strategies.torch.mpi.checks import devices, is_cuda, what
 from trainkit.strategies.torch.mpi.lending import Lending
+from trainkit.strategies.torch.mpi.options import MpiOptions
 from trainkit.strategies.torch.mpi.reducing import Reducing
 from trainkit.strategies.torch.mpi.thread import CommunicationThread, Job
 from trainkit.strategies.torch.mpi.wire import Wire
 from trainkit.strategies.torch.mpi.work import MpiWork, Together
 
-__all__ = ["BACKEND", "MpiOptions", "Queued", "Tensors", "on_device"]
+__all__ = ["BACKEND", "Queued", "Tensors", "on_device"]
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +28,6 @@ BACKEND = "mpi4py"
 
 Tensors = Sequence[torch.Tensor]
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class MpiOptions:
-    """How a group communicates."""
-
-    timeout: float = 600.0
-    """Seconds that a rank may be late."""
-    shared_memory: bool = True
-    """Ranks of a host reduce through shared memory."""
-    ranks_per_host: int | None = None
-    """Take so many ranks in a row for those of one host; unset: MPI knows."""
-    cuda_aware: bool = False
-    """MPI reads device memory."""
 
 
 def on_device(method: Method) -> Method:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from trainkit.errors import StrategyError
-from trainkit.strategies.torch.mpi.base import BACKEND, MpiOptions, Tensors, on_device
+from trainkit.strategies.torch.mpi.base import BACKEND, Tensors, on_device
 from trainkit.strategies.torch.mpi.checks import (
     counts,
     is_cuda,
@@ -25,7 +25,7 @@ from trainkit.strategies.torch.mpi.checks import (
 from trainkit.strategies.torch.mpi.lending import Lending
 from trainkit.strategies.torch.mpi.messages import Messages
 
-__all__ = ["BACKEND", "MpiGroup", "MpiOptions"]
+__all__ = ["BACKEND", "MpiGroup"]
 
 
 class MpiGroup(Messages):

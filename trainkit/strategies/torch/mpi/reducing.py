@@ -2,16 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from trainkit.strategies.mpi.channel import HostChannel
 from trainkit.strategies.torch.mpi.host_reduce import HostReducer
+from trainkit.strategies.torch.mpi.options import MpiOptions
 from trainkit.strategies.torch.mpi.wire import Wire
-
-if TYPE_CHECKING:
-    from trainkit.strategies.torch.mpi.group import MpiOptions
 
 __all__ = ["Reducing"]
 
@@ -25,7 +22,7 @@ class Reducing:
         self,
         wire: Wire,
         ranks: Sequence[int],
-        options: "MpiOptions",
+        options: MpiOptions,
         meanwhile: Callable[[], bool],
     ) -> None:
         """Reduce over ``wire``.

@@ -18,8 +18,9 @@ from trainkit.strategies.mpi.world import join_world
 from trainkit.strategies.torch.ddp import DDP
 from trainkit.strategies.torch.link import TorchLink
 from trainkit.strategies.torch.mpi.devices import choose_transport
-from trainkit.strategies.torch.mpi.group import BACKEND, MpiGroup, MpiOptions
+from trainkit.strategies.torch.mpi.group import BACKEND, MpiGroup
 from trainkit.strategies.torch.mpi.hook import average, average_in_bf16
+from trainkit.strategies.torch.mpi.options import MpiOptions
 from trainkit.topology import Topology
 
 __all__ = ["Mpi", "register_backend"]
