@@ -66,6 +66,13 @@ def start(watch):
         os.waitpid(pid, 0)
 
 
+def end_by(number):
+    # What this process has made of the signal, by faulthandler for one, its forks inherit.
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+
+
 def heard(watch, seconds=60.0):
     return watch.take() if select.select([watch], [], [], seconds)[0] else []
 
@@ -77,7 +84,7 @@ def heard(watch, seconds=60.0):
         (lambda: os._exit(3), 3),
         (lambda: os._exit(143), 143),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL),
-        (lambda: os.kill(os.getpid(), signal.SIGQUIT), -signal.SIGQUIT),
+        (lambda: end_by(signal.SIGQUIT), -signal.SIGQUIT),
     ],
 )
 def test_a_failure_is_heard_with_its_code(watch, start, act, code, late):
