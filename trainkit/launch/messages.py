@@ -7,6 +7,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from trainkit.coordination.frames import read_exactly
+
 __all__ = ["receive", "send"]
 
 _LENGTH = struct.Struct("!I")
@@ -39,18 +41,8 @@ def receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     if not head:
         return None, []
     while len(head) < _LENGTH.size:
-        head += _exactly(control, _LENGTH.size - len(head))
+        head += read_exactly(control, _LENGTH.size - len(head))
     (length,) = _LENGTH.unpack(head)
-    text = _exactly(control, length).decode("utf-8", "surrogateescape")
+    text = read_exactly(control, length).decode("utf-8", "surrogateescape")
     message: dict[str, Any] = json.loads(text)
     return message, list(files)
-
-
-def _exactly(control: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = control.recv(min(length - len(data), 1 << 20))
-        if not part:
-            raise ConnectionResetError("a message that was cut off")
-        data += part
-    return bytes(data)
