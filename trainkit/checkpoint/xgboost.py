@@ -11,13 +11,12 @@ booster = xgboost.train(
 )
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import xgboost
 
-from trainkit.checkpoint.adapters.xgboost import rounds_of
+from trainkit.checkpoint.adapters.xgboost import learner_config, rounds_of
 from trainkit.checkpoint.manager import CheckpointManager
 from trainkit.errors import UsageError
 
@@ -197,16 +196,12 @@ def _length(stop: Any) -> int:
     )
 
 
-def _config(model: Any) -> Any:
-    return json.loads(model.save_config())["learner"]
-
-
 def _seed(model: Any) -> int:
-    return int(_config(model)["generic_param"]["seed"])
+    return int(learner_config(model)["generic_param"]["seed"])
 
 
 def _is_linear(model: Any) -> bool:
-    return bool(_config(model)["gradient_booster"]["name"] == "gblinear")
+    return bool(learner_config(model)["gradient_booster"]["name"] == "gblinear")
 
 
 def _draws(model: Any) -> bool:
@@ -215,7 +210,7 @@ def _draws(model: Any) -> bool:
         (name in _SHARES and float(value) < 1)
         or (name in _CHANCES and float(value) > 0)
         or (name == "feature_selector" and value in _DRAWING_SELECTORS)
-        for name, value in _leaves(_config(model)["gradient_booster"])
+        for name, value in _leaves(learner_config(model)["gradient_booster"])
     )
 
 

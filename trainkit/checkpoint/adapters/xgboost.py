@@ -12,7 +12,13 @@ from trainkit.checkpoint.adapters.base import Apply, Document, RawFile, Saved, S
 from trainkit.checkpoint.format.layout import RESERVED
 from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, UsageError
 
-__all__ = ["BoosterAdapter", "EarlyStoppingAdapter", "adapter_for", "rounds_of"]
+__all__ = [
+    "BoosterAdapter",
+    "EarlyStoppingAdapter",
+    "adapter_for",
+    "learner_config",
+    "rounds_of",
+]
 
 
 def adapter_for(value: Any) -> StateAdapter | None:
@@ -96,7 +102,7 @@ class BoosterAdapter:
                 f"{facts.get('rounds')}"
             )
         _compare(name, booster, probe)
-        objective = _config(probe)["objective"]["name"]
+        objective = learner_config(probe)["objective"]["name"]
 
         def apply() -> None:
             booster.load_model(model)
@@ -153,10 +159,11 @@ def _facts(booster: Any) -> dict[str, Any]:
 
 
 def _kind_of(booster: Any) -> str:
-    return str(_config(booster)["gradient_booster"]["name"])
+    return str(learner_config(booster)["gradient_booster"]["name"])
 
 
-def _config(booster: Any) -> Any:
+def learner_config(booster: Any) -> Any:
+    """What XGBoost makes of the parameters of ``booster``."""
     return json.loads(booster.save_config())["learner"]
 
 
