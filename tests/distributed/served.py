@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from trainkit.errors import DeadlineError
 from trainkit.testing import free_port, start_ranks
 
 JOB = '''
@@ -126,7 +127,11 @@ class Job:
 
     def end(self, seconds: float = 60.0, **codes: int) -> None:
         """Wait for all pods; each ends with 0, or as ``codes`` (with _ for -) says."""
-        results = {name: pod.wait(seconds) for name, pod in self.pods.items()}
+        try:
+            results = {name: pod.wait(seconds) for name, pod in self.pods.items()}
+        except DeadlineError as late:
+            shown = "\n".join(f"== {name}\n{pod.output()}" for name, pod in self.pods.items())
+            raise AssertionError(f"{late}\n{shown}") from None
         found = {name: result.exit_code for name, result in results.items()}
         wanted = {name: codes.get(name.replace("-", "_"), 0) for name in found}
         shown = "\n".join(f"== {name}\n{result.report()}" for name, result in results.items())

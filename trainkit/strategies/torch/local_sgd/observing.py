@@ -32,6 +32,7 @@ def observe_end(addresses: list[Address], timeout: float) -> None:
             return
         except ConnectionResetError as reason:  # it was there
             deadline, last, seen = Deadline(timeout), str(reason), "was there, and is gone"
+            log.warning("ps 0 at %s:%d is lost (%s): waiting until it is back", host, port, reason)
         except OSError as reason:
             last = str(reason)
         time.sleep(_EVERY)
