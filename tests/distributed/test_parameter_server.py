@@ -293,15 +293,34 @@ def mxjob(role, index, ports, workers):
     return environ | ({"DMLC_WORKER_ID": str(index)} if role == "worker" else {})
 
 
+def mxjob_ports(**counts):
+    """A port for every pod, by role."""
+    return {role: [free_port() for _ in range(count)] for role, count in counts.items()}
+
+
+def start_mxjob(served, ports, *roles):
+    for role in roles:
+        for index in range(len(ports[role])):
+            served.start_as(f"{role}-{index}", **mxjob(role, index, ports, len(ports["worker"])))
+
+
 def test_an_mxjob_trains_torch_and_its_scheduler_ends_with_it(job):
     served = job(TRAINKIT_SYNC_EVERY="4")
-    ports = {kind: [free_port() for _ in range(n)] for kind, n in (("scheduler", 1), ("server", 2))}
-    ports["worker"] = [free_port(), free_port()]
-    for role, count in (("scheduler", 1), ("server", 2), ("worker", 2)):
-        for index in range(count):
-            served.start_as(f"{role}-{index}", **mxjob(role, index, ports, 2))
+    ports = mxjob_ports(scheduler=1, server=2, worker=2)
+    start_mxjob(served, ports, "scheduler", "server", "worker")
     served.end()
     assert_equal(served.result(1), served.result(0), rtol=0, atol=0)
+
+
+def test_a_scheduler_that_comes_late_hears_that_the_job_is_over(job):
+    """Its end is the job's, so a job that was over before it came must not end as a failure."""
+    served = job(TRAINKIT_SYNC_EVERY="4")
+    ports = mxjob_ports(scheduler=1, server=2, worker=2)
+    start_mxjob(served, ports, "server", "worker")
+    served.pods["server-0"].wait_for("its scheduler has not come yet", 60)
+    served.pods["server-1"].wait(30)
+    start_mxjob(served, ports, "scheduler")
+    served.end()
 
 
 def test_torchruns_ranks_train_with_servers_that_were_started_by_hand(job):

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from trainkit.strategies.torch.gloo_threads import let_gloo_finish  # noqa: E402
-from trainkit.testing import free_port  # noqa: E402
+from trainkit.strategies.torch.gloo_threads import let_gloo_finish
+from trainkit.testing import free_port
 
 PROGRAM = '''
 """A thread of gloo drops a collective that was started in a backward pass, and takes long."""

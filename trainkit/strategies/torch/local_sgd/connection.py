@@ -37,6 +37,8 @@ class Connection:
         self.address = address
         self.rank: int | None = None
         """Of the worker; None until it has said so, and where it only looks on."""
+        self.observes = False
+        """Whether all it wants to know is when the job is over."""
         self.keeper = False
         """Whether this worker keeps a copy of the outer momentum."""
         self.joining: dict[str, Any] | None = None

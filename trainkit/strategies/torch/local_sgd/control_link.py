@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainkit.strategies.torch.local_sgd.addresses import Address
-from trainkit.strategies.torch.local_sgd.frames import EMPTY, FrameReader, Kind, packed
+from trainkit.strategies.torch.local_sgd.frames import Kind, await_frame, packed
 from trainkit.strategies.torch.local_sgd.sockets import connected
 
 __all__ = ["ControlLink"]
@@ -41,14 +41,7 @@ class ControlLink:
 
     def _asked(self, connection: socket.socket, question: Mapping[str, Any]) -> dict[str, Any]:
         connection.sendall(packed(Kind.CONTROL, rank=self._rank, meta=question))
-        reader = FrameReader(lambda kind, number, size: EMPTY)
-        while True:
-            count = connection.recv_into(reader.target)
-            if count == 0:
-                raise ConnectionResetError("closed by the server")
-            frame = reader.received(count)
-            if frame is not None and frame.kind is Kind.ANSWER:
-                return frame.meta
+        return await_frame(connection, Kind.ANSWER).meta
 
     def close(self) -> None:
         """Hang up."""

@@ -8,6 +8,7 @@ before the header's checksum has been. Payloads are received where they are to s
 """
 
 import json
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,7 +20,16 @@ import torch
 
 from trainkit.errors import RetryableError
 
-__all__ = ["EMPTY", "Frame", "FrameReader", "Kind", "ProtocolError", "new_buffer", "packed"]
+__all__ = [
+    "EMPTY",
+    "Frame",
+    "FrameReader",
+    "Kind",
+    "ProtocolError",
+    "await_frame",
+    "new_buffer",
+    "packed",
+]
 
 VERSION = 1
 _HEADER = struct.Struct("<4sBBHiqIQ")
@@ -182,3 +192,21 @@ class FrameReader:
         frame = Frame(kind, rank, number, meta, self._payload)
         self._begin()
         return frame
+
+
+def await_frame(connection: socket.socket, kind: Kind) -> Frame:
+    """The next frame of ``kind`` on a blocking connection; others are passed over.
+
+    Raises:
+        OSError: it is lost, or the socket's time is over.
+        ProtocolError: it is not our protocol.
+    """
+    reader = FrameReader(lambda kind, number, size: EMPTY)
+    while True:
+        # Never more than to the frame's end, so the next one can be awaited by another call.
+        count = connection.recv_into(reader.target)
+        if count == 0:
+            raise ConnectionResetError("closed by the server")
+        frame = reader.received(count)
+        if frame is not None and frame.kind is kind:
+            return frame

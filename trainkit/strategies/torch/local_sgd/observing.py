@@ -5,16 +5,22 @@ import time
 
 from trainkit.errors import DeadlineError
 from trainkit.strategies.torch.local_sgd.addresses import Address
-from trainkit.strategies.torch.local_sgd.frames import EMPTY, FrameReader, Kind
+from trainkit.strategies.torch.local_sgd.frames import Kind, await_frame, packed
 from trainkit.strategies.torch.local_sgd.sockets import connected
+from trainkit.topology import Topology
 from trainkit.waiting import Deadline
 
-__all__ = ["observe_end"]
+__all__ = ["is_observed", "observe_end"]
 
 log = logging.getLogger(__name__)
 
 _EVERY = 0.1
 """Seconds between two attempts to reach the server."""
+
+
+def is_observed(topology: Topology) -> bool:
+    """Whether the job has such a process, so that the first server may not end untold."""
+    return topology.platform == "mxjob" and topology.master_addr is not None
 
 
 def observe_end(addresses: list[Address], timeout: float) -> None:
@@ -50,16 +56,11 @@ def _await_over(address: Address) -> None:
         OSError: it cannot be reached.
     """
     connection = connected(address)
-    reader = FrameReader(lambda kind, number, size: EMPTY)
     try:
-        connection.settimeout(None)  # the kernel finds out where the other host is gone
-        while True:
-            count = connection.recv_into(reader.target)
-            if count == 0:
-                raise ConnectionResetError("closed by the server")
-            frame = reader.received(count)
-            if frame is not None and frame.kind is Kind.OVER:
-                return
+        connection.sendall(packed(Kind.CONTROL, meta={"what": "observe"}))
+        if not await_frame(connection, Kind.ANSWER).meta["over"]:
+            connection.settimeout(None)  # the kernel finds out where the other host is gone
+            await_frame(connection, Kind.OVER)
     except TimeoutError as reason:
         raise ConnectionResetError(str(reason)) from None
     finally:

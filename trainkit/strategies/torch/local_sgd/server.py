@@ -79,6 +79,11 @@ class ShardServer:
         """Ranks that are connected."""
         return sorted(self._workers)
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether somebody is connected who only wants to hear of the job's end."""
+        return any(connection.observes for connection in self._loop.connections)
+
     def wake_by(self, descriptor: int) -> None:
         """Have ``turn`` return soon after ``descriptor`` becomes readable."""
         self._loop.wake_by(descriptor)
@@ -241,6 +246,7 @@ class ShardServer:
 
     def _control(self, connection: Connection, frame: Frame) -> None:
         meta = frame.meta
+        connection.observes = connection.observes or meta["what"] == "observe"
         answer = self.vote.answer(
             meta["what"], frame.rank, meta.get("entered"), lambda: self.rounds.members
         )

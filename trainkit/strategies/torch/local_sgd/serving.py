@@ -26,7 +26,9 @@ _MARGIN = 3.0
 """Seconds of the grace period that are kept for this process's own end."""
 
 
-def serve_shard(index: int, addresses: list[Address], world_size: int, timeout: float) -> None:
+def serve_shard(
+    index: int, addresses: list[Address], world_size: int, timeout: float, *, observed: bool = False
+) -> None:
     """Serve shard ``index`` until the chief is done; on the main thread.
 
     Args:
@@ -35,6 +37,8 @@ def serve_shard(index: int, addresses: list[Address], world_size: int, timeout: 
         world_size: workers of the job.
         timeout: seconds without any worker after which the job is given up, and seconds that a
             worker may stay behind in a round.
+        observed: whether a process waits for the job's end here, which is to hear of it, if it
+            comes within ``timeout`` seconds.
 
     Raises:
         DeadlineError: no worker is left, or none ever came.
@@ -44,6 +48,7 @@ def serve_shard(index: int, addresses: list[Address], world_size: int, timeout: 
     server = ShardServer(listen(addresses[index][1]), index, patience=timeout)
     server.rounds.world_size = world_size
     life = _Life(server, index, addresses, settings.grace_period)
+    life.observer_by = timeout if observed else 0.0
     wake_read, wake_write = os.pipe()
 
     def heard(number: signal.Signals) -> None:
@@ -82,8 +87,11 @@ class _Life:
         self._grace = grace_period
         self._done_at: float | None = None
         self._passed_on = False
+        self._told = False
         self.notice: signal.Signals | None = None
         self.noticed = 0.0
+        self.observer_by = 0.0
+        """Seconds after the job's end until which who observes it is waited for."""
 
     def is_over(self, timeout: float) -> bool:
         """Whether the chief is done and nobody needs this server any more."""
@@ -92,10 +100,7 @@ class _Life:
             self._stop(now)
         if server.over:
             self._done_at = now if self._done_at is None else self._done_at
-            late = now - self._done_at >= _GOODBYE
-            if late and server.workers:
-                log.warning("the chief is done; not waited for any more: worker %s", server.workers)
-            return late or not server.workers
+            return self._all_have_heard(now - self._done_at)
         if server.vote.hold and not server.workers and self.notice is None:
             raise self._preempted("the job was asked to stop, and all workers have left")
         if not server.workers and now - server.empty_since >= timeout:
@@ -105,6 +110,20 @@ class _Life:
                 f"workers for the first error; TRAINKIT_TIMEOUT sets the seconds."
             )
         return False
+
+    def _all_have_heard(self, since: float) -> bool:
+        """Whether nobody is left to be told, ``since`` seconds after the job's end."""
+        workers = self._server.workers
+        if workers and since < _GOODBYE:
+            return False
+        if since < self.observer_by and not self._server.is_observed and self.notice is None:
+            if not self._told:
+                self._told = True
+                log.info("the job is over; its scheduler has not come yet, and is to hear of it")
+            return False
+        if workers:
+            log.warning("the chief is done; not waited for any more: worker %s", workers)
+        return True
 
     def _stop(self, now: float) -> None:
         """After a notice: the workers stop together and the chief saves, then this ends too."""

@@ -17,7 +17,7 @@ from trainkit.strategies.torch.local_sgd.addresses import server_addresses
 from trainkit.strategies.torch.local_sgd.agreement import StopAgreement
 from trainkit.strategies.torch.local_sgd.communicator import WorkerCommunicator
 from trainkit.strategies.torch.local_sgd.layout import FlatLayout
-from trainkit.strategies.torch.local_sgd.observing import observe_end
+from trainkit.strategies.torch.local_sgd.observing import is_observed, observe_end
 from trainkit.strategies.torch.local_sgd.serving import serve_shard
 from trainkit.strategies.torch.local_sgd.shard import OuterOptions
 from trainkit.strategies.torch.local_sgd.shared import SharedRun
@@ -106,7 +106,8 @@ class ParameterServer(Single):
                 f"this is parameter server {index}, and there are {len(addresses)} addresses of "
                 f"them: {', '.join(f'{host}:{port}' for host, port in addresses)}"
             )
-        serve_shard(index, addresses, topology.world_size or 1, timeout)
+        observed = index == 0 and is_observed(topology)
+        serve_shard(index, addresses, topology.world_size or 1, timeout, observed=observed)
 
     def connect(self, topology: Topology, timeout: float) -> None:
         """See ``Strategy.connect``: reach all servers."""
