@@ -1,11 +1,13 @@
 """A user's script for TensorFlow, as the tests start it in every pod; it tells what it does.
 
-Settings come from JOB, a JSON object: stop, execution, every, batch, after, pause, slow, strategy.
+Settings come from JOB, a JSON object: stop, execution, every, batch, after, pause, slow, strategy,
+and dies, for one that is killed when all have met and TensorFlow begins to connect them.
 """
 
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 
@@ -23,6 +25,7 @@ JOB = {
     "pause": 0,
     "slow": 0,
     "strategy": "auto",
+    "dies": False,
 }
 JOB |= json.loads(os.environ.get("JOB", "{}"))
 SAMPLES = 128
@@ -50,6 +53,10 @@ def delayed(batches, seconds):
         output_shapes=[spec.shape for spec in batches.element_spec],
     )
     return tf.data.experimental.from_variant(slow, batches.element_spec)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def digest(model):
@@ -132,4 +139,6 @@ def evaluate(ctx):
 
 
 if __name__ == "__main__":
+    if JOB["dies"]:
+        tf.distribute.MultiWorkerMirroredStrategy = die
     trainkit.run(main, evaluate=evaluate, strategy=JOB["strategy"])

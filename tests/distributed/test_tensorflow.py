@@ -246,6 +246,17 @@ def test_a_lost_worker_in_step_ends_the_job_which_goes_on_when_all_are_back(jobs
         assert "it is saved" in job.end([task], code=143)
 
 
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_worker_that_dies_while_tensorflow_connects_is_named_and_not_waited_for(jobs, victim):
+    """TensorFlow itself waits for ever, with Python's lock held."""
+    job = jobs(roles={"worker": 2}, variables={"TRAINKIT_TIMEOUT": "20"})
+    job.start(WORKERS[1 - victim])
+    job.start(WORKERS[victim], dies=True)
+    output = job.end([WORKERS[1 - victim]], code=-signal.SIGKILL)
+    assert f"worker {victim} at {job.addresses['worker'][victim]} went away" in output
+    job.end([WORKERS[victim]], code=-signal.SIGKILL)
+
+
 def test_servers_and_roles_that_a_strategy_cannot_use_are_told_at_once(jobs):
     job = jobs(roles={"chief": 1, "ps": 1, "worker": 1}, strategy="multi_worker")
     job.start(CHIEF)

@@ -16,6 +16,7 @@ from trainkit.strategies.tensorflow.base import (
     limit_devices,
     signals_kept,
 )
+from trainkit.strategies.tensorflow.connect_guard import connect_guarded
 from trainkit.strategies.tensorflow.loader import (
     Loader,
     ReplicaLoader,
@@ -61,7 +62,11 @@ class MultiWorker(TensorFlowStrategy):
         )
         own = cluster[job][index]
         try:
-            with peer_losses("connecting"), signals_kept():
+            with (
+                peer_losses("connecting"),
+                signals_kept(),
+                connect_guarded(_others(cluster, own), timeout),
+            ):
                 self._native = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         except tf.errors.OpError as error:
             raise _cannot_serve(own, error) from None
@@ -153,6 +158,17 @@ def _cluster(
             f"Chief, and the others as Worker."
         )
     return (given, "chief", rank) if rank < chiefs else (given, "worker", rank - chiefs)
+
+
+def _others(cluster: dict[str, list[str]], own: str) -> dict[str, str]:
+    """Address of every other task, by its name."""
+    return {
+        f"{job} {index}": address
+        for job, addresses in cluster.items()
+        if job in ("chief", "worker")
+        for index, address in enumerate(addresses)
+        if address != own
+    }
 
 
 def _leave_store_alone(communicator: Communicator, timeout: float) -> None:
