@@ -3,18 +3,17 @@
 import logging
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from trainkit import config
-from trainkit.coordination import Communicator, PrefixedStore, Store
-from trainkit.coordination.client import connect_store, serve_store
+from trainkit.coordination import Communicator, PrefixedStore, Store, client
 from trainkit.coordination.join import join
 from trainkit.coordination.meeting import job_namespace, meet_on_host, publish_port
 from trainkit.errors import PeerLostError, TrainkitError
 from trainkit.topology import Topology
 from trainkit.waiting import Deadline, backoff, wait_until
 
-__all__ = ["Endpoint", "RankLink"]
+__all__ = ["Endpoint", "RankLink", "Stores"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,18 @@ class Endpoint(Store, Protocol):
         ...
 
 
+class Stores(Protocol):
+    """A kind of store: how it is served, and how it is reached."""
+
+    def serve_store(self, port: int, deadline: Deadline) -> Endpoint:
+        """Serve one on ``port`` of this host; 0 for a free one."""
+        ...
+
+    def connect_store(self, host: str, port: int, who: str, deadline: Deadline) -> Endpoint:
+        """Reach the one that another process serves; ``who`` is this one, for messages."""
+        ...
+
+
 class RankLink:
     """This rank's connection to the store of its round, and the communicator on top.
 
@@ -49,9 +60,12 @@ class RankLink:
     one already is that taken, and torch with it.
     """
 
-    def __init__(self, store: Endpoint, prefix: str, topology: Topology, timeout: float) -> None:
+    def __init__(
+        self, stores: Stores, store: Endpoint, prefix: str, topology: Topology, timeout: float
+    ) -> None:
         """Wrap a store that the ranks have already met in; ``open`` does all of it."""
         rank, world_size = _place(topology)
+        self._stores = stores
         self.store = store
         self.prefix = prefix
         self._others: list[Endpoint] = []
@@ -61,7 +75,7 @@ class RankLink:
     @classmethod
     def open(
         cls, topology: Topology, timeout: float, *, address: tuple[str, int] | None = None
-    ) -> "RankLink":
+    ) -> Self:
         """Meet the other ranks of the job.
 
         Args:
@@ -74,15 +88,12 @@ class RankLink:
             DeadlineError: names who is missing, or which address cannot be reached.
             EnvironmentFaultError: the port is taken, or ranks disagree about the world.
         """
-        if cls is RankLink and _agent_serves(topology):
-            from trainkit.strategies.torch.link import TorchLink
-
-            return TorchLink.open(topology, timeout, address=address)
         rank, world_size = _place(topology)
+        stores = cls._kind_of_store(topology)
         deadline, pauses = Deadline(timeout), backoff(first=0.05)
         while True:
             try:
-                store, prefix = cls._meet(topology, address, deadline)
+                store, prefix = _meet(stores, topology, address, deadline)
                 break
             except PeerLostError as reason:
                 # Started again, this rank finds the store of a rank 0 that is just ending.
@@ -91,58 +102,15 @@ class RankLink:
                 log.info("%s Trying again.", reason)
                 time.sleep(next(pauses))
         log.debug("rank %d of %d joined %s", rank, world_size, prefix)
-        return cls(store, prefix, topology, timeout)
-
-    @classmethod
-    def _meet(
-        cls, topology: Topology, address: tuple[str, int] | None, deadline: Deadline
-    ) -> tuple[Endpoint, str]:
-        """The store, and the prefix of this round's keys in it."""
-        store, note = cls._shared_store(topology, address, deadline)
-        try:
-            return store, join(store, *_place(topology), deadline)
-        except BaseException:
-            store.close()
-            raise
-        finally:
-            if note is not None:
-                note.unlink(missing_ok=True)
+        return cls(stores, store, prefix, topology, timeout)
 
     @staticmethod
-    def _serve(port: int, deadline: Deadline) -> Endpoint:
-        return serve_store(port, deadline)
+    def _kind_of_store(topology: Topology) -> Stores:
+        if _agent_serves(topology):
+            from trainkit.coordination import torch as of_torch
 
-    @staticmethod
-    def _connect(host: str, port: int, who: str, deadline: Deadline) -> Endpoint:
-        return connect_store(host, port, who, deadline)
-
-    @classmethod
-    def _shared_store(
-        cls, topology: Topology, address: tuple[str, int] | None, deadline: Deadline
-    ) -> tuple[Endpoint, Path | None]:
-        """The store that all ranks can reach, and a file to remove once they have met."""
-        rank, world_size = _place(topology)
-        who = f"rank {rank}"
-        host, port = address or (topology.master_addr, topology.master_port)
-        if host is not None and port is not None:
-            if rank == 0 and not _agent_serves(topology):
-                return cls._serve(port, deadline), None
-            return cls._connect(host, port, who, deadline), None
-        if topology.local_world_size == world_size:
-            namespace = job_namespace(config.environ())
-            if rank == 0:
-                store = cls._serve(0, deadline)
-                return store, publish_port(namespace, store.port)
-            port = meet_on_host(namespace, who=who, deadline=deadline)
-            return cls._connect("127.0.0.1", port, who, deadline), None
-        from trainkit.coordination.mpi import broadcast_address
-
-        if rank == 0:
-            store = cls._serve(0, deadline)
-            broadcast_address(store.port)
-            return store, None
-        host, port = broadcast_address(None)
-        return cls._connect(host, port, who, deadline), None
+            return of_torch
+        return client
 
     def second_connection(self, name: str) -> Store:
         """Keys of their own on a connection of their own, for another thread.
@@ -152,7 +120,7 @@ class RankLink:
         who = f"rank {self.communicator.rank}"
         # It answered a moment ago. Where it does not now, rank 0 is gone and will not come back.
         deadline = Deadline(min(self.communicator.timeout, _ANSWERS_AGAIN))
-        store = self._connect(self.store.host, self.store.port, who, deadline)
+        store = self._stores.connect_store(self.store.host, self.store.port, who, deadline)
         self._others.append(store)
         return PrefixedStore(f"{self.prefix}/{name}", store)
 
@@ -197,6 +165,49 @@ class RankLink:
         except TrainkitError as reason:
             # The work is done and saved; a peer that does not say goodbye has its own report.
             log.warning("%s", reason)
+
+
+def _meet(
+    stores: Stores, topology: Topology, address: tuple[str, int] | None, deadline: Deadline
+) -> tuple[Endpoint, str]:
+    """The store, and the prefix of this round's keys in it."""
+    store, note = _shared_store(stores, topology, address, deadline)
+    try:
+        return store, join(store, *_place(topology), deadline)
+    except BaseException:
+        store.close()
+        raise
+    finally:
+        if note is not None:
+            note.unlink(missing_ok=True)
+
+
+def _shared_store(
+    stores: Stores, topology: Topology, address: tuple[str, int] | None, deadline: Deadline
+) -> tuple[Endpoint, Path | None]:
+    """The store that all ranks can reach, and a file to remove once they have met."""
+    rank, world_size = _place(topology)
+    who = f"rank {rank}"
+    host, port = address or (topology.master_addr, topology.master_port)
+    if host is not None and port is not None:
+        if rank == 0 and not _agent_serves(topology):
+            return stores.serve_store(port, deadline), None
+        return stores.connect_store(host, port, who, deadline), None
+    if topology.local_world_size == world_size:
+        namespace = job_namespace(config.environ())
+        if rank == 0:
+            store = stores.serve_store(0, deadline)
+            return store, publish_port(namespace, store.port)
+        port = meet_on_host(namespace, who=who, deadline=deadline)
+        return stores.connect_store("127.0.0.1", port, who, deadline), None
+    from trainkit.coordination.mpi import broadcast_address
+
+    if rank == 0:
+        store = stores.serve_store(0, deadline)
+        broadcast_address(store.port)
+        return store, None
+    host, port = broadcast_address(None)
+    return stores.connect_store(host, port, who, deadline), None
 
 
 def _place(topology: Topology) -> tuple[int, int]:

@@ -2,26 +2,16 @@
 
 import torch.distributed as dist
 
-from trainkit.coordination.torch import TorchStore, connect_store, serve_store
-from trainkit.strategies.link import Endpoint, RankLink
+from trainkit.coordination import torch as of_torch
+from trainkit.coordination.torch import TorchStore
+from trainkit.strategies.link import RankLink, Stores
 from trainkit.topology import Topology
-from trainkit.waiting import Deadline
 
 __all__ = ["TorchLink"]
 
 
 class TorchLink(RankLink):
     """A link whose store torch knows as well."""
-
-    @classmethod
-    def open(
-        cls, topology: Topology, timeout: float, *, address: tuple[str, int] | None = None
-    ) -> "TorchLink":
-        """See ``RankLink.open``."""
-        link = super().open(topology, timeout, address=address)
-        if not isinstance(link, cls):
-            raise AssertionError(f"a {type(link).__name__}")
-        return link
 
     @property
     def tcp(self) -> dist.Store:
@@ -31,9 +21,5 @@ class TorchLink(RankLink):
         return self.store.store
 
     @staticmethod
-    def _serve(port: int, deadline: Deadline) -> Endpoint:
-        return serve_store(port, deadline)
-
-    @staticmethod
-    def _connect(host: str, port: int, who: str, deadline: Deadline) -> Endpoint:
-        return connect_store(host, port, who, deadline)
+    def _kind_of_store(topology: Topology) -> Stores:
+        return of_torch
