@@ -8,18 +8,21 @@ import tensorflow as tf
 
 from trainkit.errors import StrategyError, TrainkitError
 from trainkit.strategies.tensorflow.additions import whole_additions
-from trainkit.strategies.tensorflow.graphs import draws_by_seed, runs_python
+from trainkit.strategies.tensorflow.graphs import (
+    draws_by_seed,
+    graph_of,
+    runs_python,
+    serialized,
+)
 from trainkit.strategies.tensorflow.loader import (
     Loader,
     Step,
     check_steps,
     epoch_length,
     from_user,
-    graph_of,
     in_a_loop,
     one_step,
     refuse_what_overlaps,
-    serialized,
     without_nothing,
 )
 from trainkit.strategies.tensorflow.losses import is_loss, lost_tasks, peer_losses

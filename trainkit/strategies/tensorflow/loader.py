@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainkit.errors import StrategyError, UsageError
+from trainkit.strategies.tensorflow.graphs import graph_of, is_shuffled_at_random
 from trainkit.strategies.tensorflow.losses import peer_losses
 
 __all__ = ["Loader", "ReplicaLoader", "several_steps"]
@@ -239,38 +240,11 @@ def refuse_what_overlaps(dataset: Any, count: int) -> None:
             f"the Dataset has {length} batches, which do not suffice for {count} processes with a "
             f"batch each: make batches smaller, or the job."
         )
-    if count > 1 and _is_shuffled_at_random(dataset):
+    if count > 1 and is_shuffled_at_random(graph_of(dataset)):
         raise StrategyError(
             "the Dataset is shuffled without a seed: each process would shuffle in its own way, "
             "and their parts would overlap. Give shuffle(…, seed=…), or trainkit.run(seed=…)."
         )
-
-
-def _is_shuffled_at_random(dataset: Any) -> bool:
-    graph = graph_of(dataset)
-    nodes = [graph.node, *(function.node_def for function in graph.library.function)]
-    for some in nodes:
-        constants = {node.name: node for node in some if node.op == "Const"}
-        for node in some:
-            if not node.op.startswith("Shuffle"):
-                continue
-            names = [name.partition(":")[0].lstrip("^") for name in node.input[2:4]]
-            seeds = [constants[name].attr["value"].tensor for name in names if name in constants]
-            if len(seeds) == 2 and not any(tf.make_ndarray(seed).item() for seed in seeds):
-                return True
-    return False
-
-
-def serialized(dataset: Any) -> Any:
-    """The graph of a Dataset, as a string tensor that another process can make it anew from."""
-    return tf.raw_ops.DatasetToGraphV2(
-        input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=1
-    )
-
-
-def graph_of(dataset: Any) -> Any:
-    """The ``GraphDef`` of a Dataset."""
-    return tf.compat.v1.GraphDef.FromString(serialized(dataset).numpy())
 
 
 def from_user(dataset: Any, index: Any, count: int) -> Any:
