@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from trainkit.coordination import Communicator, Store
+from trainkit.strategies.torch.gloo_threads import let_gloo_finish
 from trainkit.strategies.torch.link import TorchLink
 from trainkit.strategies.torch.process_group import close_process_group, open_process_group
 from trainkit.strategies.torch.single import Single
@@ -110,3 +111,4 @@ class DDP(Single):
         close_process_group(failed=failed)
         if self.link is not None:
             self.link.close(failed=failed)
+        let_gloo_finish()  # at last: what was under way ends when the others come to it

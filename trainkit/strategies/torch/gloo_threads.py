@@ -9,6 +9,7 @@ joined first are safe, but a DistributedDataParallel keeps its group for as long
 
 import logging
 import os
+import time
 from pathlib import Path
 
 from trainkit.errors import DeadlineError
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _THREADS = "pt_gloo_runloop"
 """The name that torch gives them; the kernel keeps 15 characters of a name."""
+_TURN = 0.001
+"""Seconds in which a thread that waits for the lock gets it, or is at least about to run."""
 _PATIENCE = 10.0
 """Seconds for what takes microseconds, unless the processor is given to others."""
 
@@ -30,14 +33,21 @@ def let_gloo_finish() -> None:
     Where the kernel does not say (other systems than Linux) it returns at once.
     """
     try:
-        # A look gives the lock away, so a thread that slept for the lock runs at the second look.
         wait_until(
-            lambda: not _is_running() and not _is_running(),
+            _sleep_for_good,
             what="gloo's threads to put down what they have done",
             deadline=Deadline(_PATIENCE),
         )
     except DeadlineError as late:
         log.warning("%s", late)
+
+
+def _sleep_for_good() -> bool:
+    """Whether they sleep, and not for the lock, which this thread holds while it looks."""
+    if _is_running():
+        return False
+    time.sleep(_TURN)
+    return not _is_running()
 
 
 def _is_running() -> bool:

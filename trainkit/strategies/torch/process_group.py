@@ -10,7 +10,6 @@ import torch.distributed as dist
 from trainkit import config
 from trainkit.coordination.network import interface_towards, own_address_is_loopback
 from trainkit.errors import EnvironmentFaultError
-from trainkit.strategies.torch.gloo_threads import let_gloo_finish
 from trainkit.strategies.torch.link import TorchLink
 from trainkit.topology import Topology
 
@@ -58,7 +57,6 @@ def close_process_group(*, failed: bool) -> None:
     """
     if not failed and dist.is_initialized():
         dist.destroy_process_group()
-    let_gloo_finish()
 
 
 def _choose_gloo_interface(link: TorchLink, topology: Topology) -> None:
