@@ -35,6 +35,8 @@ class DDP(Single):
         """Prepare; see ``Single``."""
         super().__init__(precision=precision, device=device)
         self.link: TorchLink | None = None
+        self._bucket_cap_mb: float | None = None
+        """MiB of gradients that go together; torch's own choice by default."""
 
     def connect(self, topology: Topology, timeout: float) -> None:
         """See ``Strategy.connect``: NCCL among GPUs, gloo among CPUs."""
@@ -70,7 +72,12 @@ class DDP(Single):
             return model
         devices = [self._device] if self._device.type == "cuda" else None
         # Views: gradients live in the buckets that are sent, so nothing is copied there.
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=self._bucket_cap_mb,
+        )
 
     def all_reduce(self, value: Any, op: str) -> Any:
         """See ``Strategy.all_reduce``: a tensor gives one where it was, a number gives a number.
