@@ -130,15 +130,19 @@ class SaveCheckpoints(xgboost.callback.TrainingCallback):
             OSError: a save failed.
         """
         rounds = rounds_of(model)
-        if any(_length(stop) - ahead != rounds for stop, ahead in self._stops):
+        # A round leaves nothing of Python in the caches, so what is not needed is left out.
+        if self._stops and any(_length(stop) - ahead != rounds for stop, ahead in self._stops):
             raise UsageError(
                 "SaveCheckpoints has to come after EarlyStopping in callbacks=, which has to be "
                 "the one that is in the state; give it there and not as early_stopping_rounds="
             )
         if rounds == 1:
             self._seed = _seed(model)
-        self._note()
-        if self._manager.step(rounds, self._metrics()) and _draws(model):
+        metrics = None
+        if self._evals:
+            self._note()
+            metrics = self._metrics()
+        if self._manager.step(rounds, metrics) and _draws(model):
             self._go_on_from_saved(model, rounds)
         return False
 

@@ -49,11 +49,12 @@ class ThreadGuard:
     """Has training in a thread without a connection raise, between ``install`` and ``remove``."""
 
     def __init__(self) -> None:
-        self._allowed = threading.local()
+        self._own = threading.local()
         self._before: list[tuple[Any, str, Any]] = []
 
     def install(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; called by the thread that is connected, which is asked only now."""
+        self._own.may_train = collective.is_distributed()
         for owner, name in _GUARDED:
             original = owner.__dict__[name]
             self._before.append((owner, name, original))
@@ -76,18 +77,19 @@ class ThreadGuard:
                 "ctx.native.alone() in a thread that is connected with the other ranks: XGBoost "
                 "would wait for them all the same. Open it in a thread of its own."
             )
-        self._allowed.alone = True
+        self._own.may_train = True
         try:
             yield
         finally:
-            self._allowed.alone = False
+            self._own.may_train = False
 
     def _watched(self, original: Callable[..., Any], name: str) -> Callable[..., Any]:
         what = name.replace(".__init__", "()")
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if not getattr(self._allowed, "alone", False):
+            # Not by asking XGBoost where it need not be: after a round nothing is in the caches.
+            if not getattr(self._own, "may_train", False):
                 require_connected(what)
             return original(*args, **kwargs)
 

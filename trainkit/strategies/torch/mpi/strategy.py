@@ -27,9 +27,9 @@ __all__ = ["Mpi", "register_backend"]
 
 log = logging.getLogger(__name__)
 
-_ONE_BUCKET = 1 << 20
-"""MiB: all gradients at once. Where all ranks compute on the processors of one host there is nobody
-to reduce the first ones meanwhile, and to try takes caches and time from the backward pass."""
+_ONE_BUCKET = 1024
+"""MiB: nearly always all gradients. Where all ranks compute on the processors of one host there is
+nobody to reduce the first ones meanwhile; to try takes caches and time from the backward pass."""
 _WIRES = {"exact": average, "bf16": average_in_bf16}
 
 
