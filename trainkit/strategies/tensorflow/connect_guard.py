@@ -49,13 +49,12 @@ def connect_guarded(peers: Mapping[str, str], timeout: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-        if guard.stdin is not None:
-            guard.stdin.close()  # the sign that all is well
-        guard.wait()
+        guard.kill()  # it may be trying an address that does not answer
+        guard.communicate()
 
 
 def _watch(pid: int, timeout: float, peers: Mapping[str, str]) -> str | None:
-    """Why the process ``pid`` has to end; None once it needs no guard."""
+    """Why the process ``pid`` has to end; None once it has ended by itself, so that stdin has."""
     began = time.monotonic()
     silent: dict[str, float] = {}
     patience = min(_GONE, timeout / 2)
