@@ -59,6 +59,17 @@ def test_every_way_that_needs_the_other_ranks_is_refused(guard, what):
         WAYS[what]()
 
 
+def test_a_thread_whose_connection_has_ended_is_refused(guard, monkeypatch):
+    """As by a script's own CommunicatorContext, whose end finalizes trainkit's."""
+    monkeypatch.setattr(xgboost.collective, "is_distributed", lambda: True)
+    guard.remove()
+    guard.install()
+    WAYS["Booster.update"]()
+    monkeypatch.setattr(xgboost.collective, "is_distributed", lambda: False)
+    with pytest.raises(StrategyError):
+        WAYS["Booster.update"]()
+
+
 @pytest.mark.parametrize("what", WAYS)
 def test_alone_allows_it_in_its_own_thread_only(guard, what, tmp_path):
     failures = []

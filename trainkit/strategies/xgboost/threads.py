@@ -49,12 +49,11 @@ class ThreadGuard:
     """Has training in a thread without a connection raise, between ``install`` and ``remove``."""
 
     def __init__(self) -> None:
-        self._own = threading.local()
+        self._allowed = threading.local()
         self._before: list[tuple[Any, str, Any]] = []
 
     def install(self) -> None:
-        """Begin to watch; called by the thread that is connected, which is asked only now."""
-        self._own.may_train = collective.is_distributed()
+        """Begin to watch."""
         for owner, name in _GUARDED:
             original = owner.__dict__[name]
             self._before.append((owner, name, original))
@@ -77,19 +76,18 @@ class ThreadGuard:
                 "ctx.native.alone() in a thread that is connected with the other ranks: XGBoost "
                 "would wait for them all the same. Open it in a thread of its own."
             )
-        self._own.may_train = True
+        self._allowed.alone = True
         try:
             yield
         finally:
-            self._own.may_train = False
+            self._allowed.alone = False
 
     def _watched(self, original: Callable[..., Any], name: str) -> Callable[..., Any]:
         what = name.replace(".__init__", "()")
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            # Not by asking XGBoost where it need not be: after a round nothing is in the caches.
-            if not getattr(self._own, "may_train", False):
+            if not getattr(self._allowed, "alone", False):
                 require_connected(what)
             return original(*args, **kwargs)
 
