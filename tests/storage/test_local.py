@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import threading
 
 import pytest
@@ -120,6 +121,62 @@ def test_read_into_a_part(storage):
     assert storage.read_into("a", buffer, 3) == 4
     assert bytes(buffer) == b"3456"
     assert storage.read_into("a", buffer, 8) == 2
+
+
+def buffers(*sizes):
+    return [memoryview(bytearray(size)) for size in sizes]
+
+
+def test_many_buffers_are_filled_one_after_the_other(storage):
+    data = random.Random(0).randbytes(3 << 20)
+    storage.write("a", [data])
+    places = buffers(1, 0, *([7] * 3000), 2 << 20, 9)  # more than one call of the system takes
+    with storage.scatter_from("a") as scatter:
+        told = list(scatter(places, 5))
+    joined = b"".join(places)
+    assert joined == data[5 : 5 + len(joined)]
+    assert told == sorted(told)
+    assert told[-1] == len(places)
+    assert len(told) == 4
+
+
+def test_buffers_that_reach_beyond_the_end_are_not_called_full(storage):
+    storage.write("a", [b"0123456789"])
+    with storage.scatter_from("a") as scatter:
+        assert list(scatter(buffers(4, 4, 4), 0)) == []
+        assert list(scatter(buffers(4), 10)) == []
+        assert list(scatter(buffers(0), 10)) == [1]
+        assert list(scatter([], 0)) == []
+
+
+def test_a_call_that_reads_less_than_asked_goes_on(storage, monkeypatch):
+    """As a signal, or a network file system, may have it."""
+    data, preadv = random.Random(0).randbytes(100), os.preadv
+    storage.write("a", [data])
+
+    def short(descriptor, left, offset):
+        first = left[0][:3]
+        return preadv(descriptor, [first], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    places = buffers(5, 1, 3, 0, 91)
+    with storage.scatter_from("a") as scatter:
+        assert list(scatter(places, 0)) == [5]
+    assert b"".join(places) == data
+
+
+def test_scattering_names_the_file_in_its_errors_and_closes_it(storage, monkeypatch):
+    def fail(descriptor, left, offset):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(InputMissingError, match="root/a"), storage.scatter_from("a"):
+        pass
+    storage.write("a", [b"x"])
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="root/a"), storage.scatter_from("a") as scatter:
+        list(scatter(buffers(1), 0))
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_names_sizes_and_delete(storage):

@@ -9,7 +9,7 @@ from trainkit.checkpoint.failure import Failure
 from trainkit.checkpoint.format.catalog import read_manifest
 from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
-from trainkit.checkpoint.load.reader import read_verified, verified_chunks
+from trainkit.checkpoint.load.files import read_verified, verified_chunks
 from trainkit.checkpoint.save.commit import create_once
 from trainkit.checkpoint.save.generation import refuse_overtaken
 from trainkit.checkpoint.save.job import Job

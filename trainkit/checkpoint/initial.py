@@ -63,7 +63,8 @@ def load_weights(
         UsageError: nothing in the state is known to be weights, or a file of tensors is given for
             several modules.
         InputMissingError: there is nothing at ``url``.
-        CheckpointDamagedError: all that is there is damaged.
+        CheckpointDamagedError: all that is there is damaged; some of the weights may have been
+            overwritten.
         EnvironmentFaultError: it does not fit; the message names the first difference, and
             nothing was changed.
     """
@@ -87,6 +88,8 @@ def load_weights(
             found.append(_prepared(source, weights, communicator.rank))
 
         outcome = on_all_ranks(communicator, prepare, timeout=timeout)
+        if not outcome.failures:
+            outcome = on_all_ranks(communicator, found[0].apply, timeout=timeout)
         kinds = {failure.kind for failure in outcome.failures}
         if kinds == {CheckpointDamagedError.__name__}:
             damaged.append(f"{source} ({outcome.failures[0].text})")
@@ -94,7 +97,6 @@ def load_weights(
                 log.warning("%s is passed over: %s", source, outcome.failures[0].text)
             continue
         outcome.check()
-        on_all_ranks(communicator, found[0].apply, timeout=timeout).check()
         if communicator.rank == 0:
             log.info("begun with the weights (%s) of %s", ", ".join(weights), source)
         return

@@ -218,8 +218,9 @@ class CheckpointManager:
         upload: bool | None = None,
     ) -> None:
         """Begin a save, to ``url`` or to the local tier alone; by turns if ``upload`` is None."""
-        if self._saver is None:
+        if self._saver is None or self._root is None:
             return
+        self._root.refuse_torn()
         began = time.monotonic()
         step = _checked_step(step)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
@@ -309,9 +310,11 @@ class CheckpointManager:
             Its step, or None if none was ever committed to this run's folder.
 
         Raises:
-            CheckpointDamagedError: there are checkpoints, and all are damaged.
+            CheckpointDamagedError: there are checkpoints, and all are damaged. Large files are
+                read straight into tensors, so that some of the state may have been overwritten;
+                nothing is saved then.
             EnvironmentFaultError: it is of another model or state; the message names the first
-                difference, and nothing was changed.
+                difference, and it has changed nothing.
             InputMissingError: nothing lies at ``init_from``.
         """
         if self._root is not None:
@@ -332,7 +335,7 @@ class CheckpointManager:
 
         Raises:
             InputMissingError: there is none; the message names those that are there.
-            CheckpointDamagedError: it is damaged.
+            CheckpointDamagedError: it is damaged; see ``restore_latest``.
             EnvironmentFaultError: it is of another model or state.
         """
         if self._root is None:

@@ -33,7 +33,7 @@ class Found:
     """Whether the root has it as well."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Restorer:
     """Restores a state; each method is called by every rank.
 
@@ -48,6 +48,8 @@ class Restorer:
     timeout: float
     marks: bool = True
     near: Storage | None = None
+    torn: bool = False
+    """Whether some of the state was overwritten by a checkpoint that then could not be restored."""
 
     def newest(self) -> Found | None:
         """Restore the newest checkpoint that is whole on all ranks; None if none was committed.
@@ -59,9 +61,10 @@ class Restorer:
         """
         damaged = []
         for found in self._listed():
-            outcome, restoration = self._prepare(found)
+            outcome = self._restore(found)
             if not _is_damage(outcome):
-                return self._finish(found, outcome, restoration)
+                outcome.check()
+                return found
             reason = outcome.failures[0].text
             self._set_aside(found, reason)
             if not _is_torn(outcome):
@@ -89,15 +92,30 @@ class Restorer:
                 f"{self.storage.url} has no checkpoint of step {step}; it has {steps}"
             )
         for found in of_step:
-            outcome, restoration = self._prepare(found)
+            outcome = self._restore(found)
             # One whose save was cut off must not hide the older one that it was to replace.
             passing = _is_damage(outcome) if found.local else _is_torn(outcome)
             if not passing or found is of_step[-1]:
                 break
-        return self._finish(found, outcome, restoration)
+        outcome.check()
+        return found
+
+    def _restore(self, found: Found) -> "Outcome[Any]":
+        """Restore a checkpoint on all ranks, or on none unless the state is ``torn`` by it."""
+        outcome, prepared = self._prepare(found)
+        if outcome.failures:
+            return outcome
+        self.torn = True
+        # A large file is read into the state itself, so that it may turn out damaged only now.
+        applied = on_all_ranks(self.communicator, prepared[0].apply, timeout=self.timeout)
+        self.torn = bool(applied.failures)
+        (saved_world, *_) = outcome.check()
+        if not self.torn and saved_world != self.communicator.world_size:
+            self._tell_of_other_world(saved_world)
+        return applied
 
     def _prepare(self, found: Found) -> tuple[Outcome[int], list[Restoration]]:
-        """Read and check all of a checkpoint; the result is the number of ranks that saved it."""
+        """Check what can be without a change; the result is the number of ranks that saved it."""
         prepared: list[Restoration] = []
         rank, world_size = self.communicator.rank, self.communicator.world_size
 
@@ -108,13 +126,6 @@ class Restorer:
             return reader.manifest.world_size
 
         return on_all_ranks(self.communicator, prepare, timeout=self.timeout), prepared
-
-    def _finish(self, found: Found, outcome: Outcome[int], prepared: list[Restoration]) -> Found:
-        saved_world = outcome.check()[0]
-        on_all_ranks(self.communicator, prepared[0].apply, timeout=self.timeout).check()
-        if saved_world != self.communicator.world_size:
-            self._tell_of_other_world(saved_world)
-        return found
 
     def _place(self, found: Found) -> Storage:
         return self.near if found.local and self.near is not None else self.storage

@@ -19,7 +19,7 @@ from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.checksums import FileRecord, digest
 from trainkit.checkpoint.format.layout import MANIFEST, TIER, StepFolder, job_path, part_path
 from trainkit.checkpoint.format.manifest import Part
-from trainkit.checkpoint.load.reader import verified_chunks
+from trainkit.checkpoint.load.files import verified_chunks
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.job import Job

@@ -5,6 +5,7 @@ from trainkit.storage.credentials import refuse_credentials
 from trainkit.storage.local import LocalStorage
 from trainkit.storage.objects import ObjectStorage
 from trainkit.storage.opening import open_storage
+from trainkit.storage.scattering import Scatter, scatter_from
 
 __all__ = [
     "Bytes",
@@ -12,8 +13,10 @@ __all__ = [
     "LocalStorage",
     "ObjectInfo",
     "ObjectStorage",
+    "Scatter",
     "Storage",
     "Upload",
     "open_storage",
     "refuse_credentials",
+    "scatter_from",
 ]

@@ -8,7 +8,8 @@ import pytest
 
 from tests.checkpoint.admin.checkpoints import Root, f32
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, ChunkHasher
-from trainkit.checkpoint.load.reader import StepReader, read_verified
+from trainkit.checkpoint.load.files import read_verified
+from trainkit.checkpoint.load.reader import StepReader
 from trainkit.errors import CheckpointDamagedError, NoPermissionError
 from trainkit.storage import LocalStorage
 

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
+from trainkit.checkpoint.format.tensors import ReadTensor, TensorSource
 from trainkit.errors import DependencyError, UsageError
 from trainkit.storage import Bytes
 
@@ -68,7 +68,7 @@ def source(value: Any, where: str) -> TensorSource:
     return TensorSource(dtype, tuple(array.shape), load)
 
 
-def restored(stored: StoredTensor) -> Any:
+def restored(stored: ReadTensor) -> Any:
     """A new array with the stored values.
 
     Raises:

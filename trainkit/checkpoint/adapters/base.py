@@ -6,13 +6,14 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from trainkit.checkpoint.adapters.values import Encoder, decode
 from trainkit.checkpoint.format.boxes import Box
-from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
+from trainkit.checkpoint.format.tensors import ReadTensor, TensorSource
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Bytes
 
 __all__ = [
     "Apply",
     "Document",
+    "FileTensor",
     "LateAdapter",
     "Parts",
     "RawFile",
@@ -20,11 +21,13 @@ __all__ = [
     "ShardedAdapter",
     "SketchingAdapter",
     "StateAdapter",
+    "TensorFile",
     "Wanted",
 ]
 
 Apply = Callable[[], None]
-"""Gives a checked value back to its object."""
+"""Gives a checked value back to its object. Bytes of a large file are verified on the way there,
+so that it may raise ``CheckpointDamagedError``."""
 
 _NOTHING = object()
 
@@ -101,11 +104,48 @@ class Parts(Protocol):
         ...
 
 
+class TensorFile(Protocol):
+    """A large file of tensors, unread but for its header."""
+
+    def fill(self, into: Mapping[str, memoryview]) -> None:
+        """Read each of its tensors into memory of the same size, verified in the same pass.
+
+        Raises:
+            CheckpointDamagedError: bytes are not those that were saved, and some of them are in
+                ``into`` by now.
+        """
+        ...
+
+    def data(self, key: str) -> memoryview:
+        """The bytes of one tensor; the whole file is read and verified for the first one.
+
+        Raises:
+            CheckpointDamagedError: bytes are not those that were saved.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileTensor:
+    """A tensor that ``file`` can read straight to where it belongs."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    key: str
+    """Its name in the file."""
+    file: TensorFile
+
+    @property
+    def data(self) -> memoryview:
+        """Its bytes, in memory that can be written to."""
+        return self.file.data(self.key)
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A document that was read and verified."""
+    """A document that was read and verified; of a large file, its header."""
 
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, ReadTensor]
     json: Any = None
     parts: Parts | None = None
     """Where the document describes tensors that were sharded."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainkit.checkpoint.adapters import arrays
-from trainkit.checkpoint.format.tensors import METADATA, StoredTensor, TensorSource
+from trainkit.checkpoint.format.tensors import METADATA, ReadTensor, TensorSource
 from trainkit.errors import CheckpointDamagedError, UsageError
 from trainkit.frameworks import loaded
 from trainkit.storage import Bytes
@@ -120,7 +120,7 @@ class Encoder:
         return self._name + "".join(path)
 
 
-def decode(value: Any, tensors: Mapping[str, StoredTensor]) -> Any:
+def decode(value: Any, tensors: Mapping[str, ReadTensor]) -> Any:
     """The value that an ``Encoder`` turned into JSON and tensors.
 
     Raises:
@@ -135,9 +135,9 @@ def decode(value: Any, tensors: Mapping[str, StoredTensor]) -> Any:
         raise CheckpointDamagedError(f"a value that nobody saved like this: {error!r}") from None
 
 
-def _decode(value: Any, tensors: Mapping[str, StoredTensor]) -> Any:
+def _decode(value: Any, tensors: Mapping[str, ReadTensor]) -> Any:
     if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
+        return _decode_list(value, tensors)
     if not isinstance(value, dict):
         return value
     if _KIND not in value:
@@ -145,7 +145,14 @@ def _decode(value: Any, tensors: Mapping[str, StoredTensor]) -> Any:
     return _KINDS[value[_KIND]](value, tensors)
 
 
-def _decode_pairs(value: Any, tensors: Mapping[str, StoredTensor]) -> list[tuple[Any, Any]]:
+def _decode_list(value: list[Any], tensors: Mapping[str, ReadTensor]) -> list[Any]:
+    # Most are of numbers alone, such as the 625 of a random generator's state.
+    if all(map(_NUMBERS.__contains__, map(type, value))):
+        return value
+    return [_decode(item, tensors) for item in value]
+
+
+def _decode_pairs(value: Any, tensors: Mapping[str, ReadTensor]) -> list[tuple[Any, Any]]:
     return [(_decode(key, tensors), _decode(item, tensors)) for key, item in value["items"]]
 
 
@@ -158,8 +165,10 @@ def _decode_tensor(value: Any, tensors: Mapping[str, Any]) -> Any:
     return torch_tensors.restored(found).clone()
 
 
-_KINDS: dict[str, Callable[[Any, Mapping[str, StoredTensor]], Any]] = {
-    "tuple": lambda value, tensors: tuple(_decode(item, tensors) for item in value["items"]),
+_NUMBERS = {int, float}
+
+_KINDS: dict[str, Callable[[Any, Mapping[str, ReadTensor]], Any]] = {
+    "tuple": lambda value, tensors: tuple(_decode_list(value["items"], tensors)),
     "dict": lambda value, tensors: dict(_decode_pairs(value, tensors)),
     "ordered_dict": lambda value, tensors: OrderedDict(_decode_pairs(value, tensors)),
     "counter": lambda value, tensors: Counter(dict(_decode_pairs(value, tensors))),

@@ -15,7 +15,8 @@ from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
 from trainkit.checkpoint.format.layout import RANKS, StepFolder, has_parts, rank_state_path
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.tensors import TensorSource
-from trainkit.checkpoint.load.reader import StepReader, read_verified
+from trainkit.checkpoint.load.files import read_verified
+from trainkit.checkpoint.load.reader import StepReader
 from trainkit.checkpoint.load.whole import KEPT_CHUNKS, whole_documents
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage

@@ -22,7 +22,7 @@ from trainkit.checkpoint.format.layout import (
 from trainkit.checkpoint.format.manifest import Manifest
 from trainkit.checkpoint.format.pins import pinned
 from trainkit.checkpoint.format.tensors import ITEM_BYTES
-from trainkit.checkpoint.load.reader import read_verified
+from trainkit.checkpoint.load.files import read_verified
 from trainkit.errors import CheckpointDamagedError, InputMissingError
 from trainkit.storage import Storage
 

@@ -1,12 +1,15 @@
 """One chunk of a file, read and held against its checksum."""
 
 import logging
+from collections.abc import Sequence
+
+import xxhash
 
 from trainkit.checkpoint.format.checksums import digest
 from trainkit.errors import CheckpointDamagedError, InputMissingError
-from trainkit.storage import Storage
+from trainkit.storage import Scatter, Storage
 
-__all__ = ["fill_chunk", "read_chunk"]
+__all__ = ["fill_chunk", "read_chunk", "scatter_chunk"]
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +36,7 @@ def read_chunk(
     count = storage.read_into(path, chunk, begin)
     whole = count == len(chunk) and digest(chunk) == checksum
     if whole:
-        log.warning(
-            "%s/%s: bytes %d to %d were garbled on the way, and were whole when read again",
-            storage.url,
-            path,
-            begin,
-            begin + len(chunk),
-        )
+        _warn_of_garbled(f"{storage.url}/{path}", begin, begin + len(chunk))
     return count, whole
 
 
@@ -55,7 +52,43 @@ def fill_chunk(storage: Storage, path: str, chunk: memoryview, begin: int, check
     except InputMissingError as error:
         raise CheckpointDamagedError(f"{storage.url}/{path} is gone: {error}") from None
     if not whole:
-        raise CheckpointDamagedError(
-            f"{storage.url}/{path}: bytes {begin} to {begin + len(chunk)} do not match their "
-            f"checksum"
-        )
+        raise _damaged(f"{storage.url}/{path}", begin, begin + len(chunk))
+
+
+def scatter_chunk(
+    scatter: Scatter, where: str, buffers: Sequence[memoryview], begin: int, checksum: str
+) -> None:
+    """Fill ``buffers``, which are a chunk together, with bytes that are those that were saved.
+
+    Args:
+        scatter: reads the file.
+        where: the file, for messages.
+        buffers: in the order of the file, from byte ``begin`` on.
+        begin: first byte of the chunk.
+        checksum: of all of it.
+
+    Raises:
+        CheckpointDamagedError: they are not; the buffers hold anything then.
+        OSError: it cannot be read, or is gone.
+    """
+    end = begin + sum(map(len, buffers))
+    for attempt in range(2):  # as ``read_chunk``
+        hasher, full = xxhash.xxh3_128(), 0
+        for now_full in scatter(buffers, begin):
+            for buffer in buffers[full:now_full]:
+                hasher.update(buffer)
+            full = now_full
+        if full == len(buffers) and hasher.hexdigest() == checksum:
+            if attempt:
+                _warn_of_garbled(where, begin, end)
+            return
+    raise _damaged(where, begin, end)
+
+
+def _warn_of_garbled(where: str, begin: int, end: int) -> None:
+    text = "%s: bytes %d to %d were garbled on the way, and were whole when read again"
+    log.warning(text, where, begin, end)
+
+
+def _damaged(where: str, begin: int, end: int) -> CheckpointDamagedError:
+    return CheckpointDamagedError(f"{where}: bytes {begin} to {end} do not match their checksum")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Bytes
@@ -15,6 +15,7 @@ from trainkit.storage import Bytes
 __all__ = [
     "ITEM_BYTES",
     "METADATA",
+    "ReadTensor",
     "StoredTensor",
     "TensorPlace",
     "TensorSource",
@@ -63,6 +64,25 @@ class TensorPlace(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+class ReadTensor(Protocol):
+    """A tensor of a file, as whoever restores it sees it."""
+
+    @property
+    def dtype(self) -> str:
+        """As the format calls it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+    @property
+    def data(self) -> memoryview:
+        """Its bytes, in memory that can be written to."""
+        ...
 
 
 class StoredTensor(NamedTuple):

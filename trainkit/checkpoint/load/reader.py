@@ -1,14 +1,12 @@
-"""Reading one checkpoint: every byte that is used is verified first.
+"""Reading one checkpoint: every byte that is used is verified.
 
-Files are read into memory and never mapped: a file that is cut off, or a mount that fails, while a
-map of it is read ends the process by a signal where a read raises an error.
+What is in memory is verified before anything is changed. Large files of tensors, of which a restore
+shall need no second copy in memory, are read when they are given back, straight into the state.
 """
 
 import contextlib
 import functools
-import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +14,7 @@ from trainkit.checkpoint.adapters.base import Saved
 from trainkit.checkpoint.adapters.state import Restoration
 from trainkit.checkpoint.adapters.values import from_json_bytes
 from trainkit.checkpoint.format.catalog import read_manifest
-from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
-from trainkit.checkpoint.format.chunks import fill_chunk
+from trainkit.checkpoint.format.checksums import FileRecord
 from trainkit.checkpoint.format.layout import (
     StepFolder,
     has_parts,
@@ -26,20 +23,16 @@ from trainkit.checkpoint.format.layout import (
     tensor_files,
 )
 from trainkit.checkpoint.format.manifest import Manifest
-from trainkit.checkpoint.format.tensors import StoredTensor, parse
+from trainkit.checkpoint.format.tensors import ReadTensor, parse
+from trainkit.checkpoint.load.files import LARGE, THREADS, read_verified
 from trainkit.checkpoint.load.parts import EntryParts
 from trainkit.checkpoint.load.ranges import RangeReader
 from trainkit.checkpoint.load.ranks import RankDocuments
+from trainkit.checkpoint.load.unread import UnreadFile
 from trainkit.errors import CheckpointDamagedError
 from trainkit.storage import Storage
 
-__all__ = ["StepReader", "read_verified", "verified_chunks"]
-
-_THREADS = 4
-"""That read one file: more than cores, since an object store answers late."""
-_LARGE = 32 * 1024 * 1024
-"""Bytes from which on memory comes in pages of 2 MiB: where memory is in pieces, the kernel takes
-many milliseconds to make the first of them."""
+__all__ = ["StepReader"]
 
 
 class StepReader:
@@ -57,9 +50,10 @@ class StepReader:
         self.manifest: Manifest = read_manifest(storage, folder)
 
     def prepare(self, state: Mapping[str, Any], rank: int, world_size: int) -> Restoration:
-        """Read and check all that ``state`` needs; nothing in it is changed yet.
+        """Read and check what ``state`` needs; nothing in it is changed yet.
 
-        Of sharded tensors that is what this rank has of them, and no more.
+        Of sharded tensors that is what this rank has of them, and no more. Of large files it is
+        the header: their bytes are verified on their way into the state.
 
         Raises:
             CheckpointDamagedError: bytes are not those that were saved; the message names the
@@ -94,7 +88,7 @@ class StepReader:
             keep: of how many files a chunk of 8 MiB stays in memory, for who reads here and there.
         """
         name, files = self._folder.name, self.manifest.files
-        with RangeReader(self._storage, name, files, threads=_THREADS, keep=keep) as ranges:
+        with RangeReader(self._storage, name, files, threads=THREADS, keep=keep) as ranges:
             yield RankDocuments(ranges, self._file, f"{self._storage.url}/{name}")
 
     def document(self, path: str) -> Saved:
@@ -111,11 +105,9 @@ class StepReader:
         json, pieces = self._file(f"{path}.json"), tensor_files(path, self.manifest.files)
         if json is None and not pieces:
             raise CheckpointDamagedError(f"{self._storage.url}/{self._folder.name} lacks {path}")
-        tensors: dict[str, StoredTensor] = {}
+        tensors: dict[str, ReadTensor] = {}
         for piece in pieces:
-            data = self._file(piece)
-            if data is not None:
-                tensors.update(parse(data))
+            tensors.update(self._tensors(piece))
         return Saved(tensors, from_json_bytes(json) if json is not None else None)
 
     def _prepare(
@@ -140,74 +132,17 @@ class StepReader:
         there = set(documents)
         return [path for path in map(sharded_path, documents) if path in there]
 
+    def _tensors(self, path: str) -> Mapping[str, ReadTensor]:
+        record = self.manifest.files[path]
+        if record.size >= LARGE:
+            file = UnreadFile(self._storage, f"{self._folder.name}/{path}", record)
+            if file.is_dense:
+                return file.tensors
+        return parse(self._verified(path, record))
+
     def _file(self, path: str) -> memoryview | None:
         record = self.manifest.files.get(path)
         return None if record is None else self._verified(path, record)
 
     def _verified(self, path: str, record: FileRecord) -> memoryview:
         return read_verified(self._storage, f"{self._folder.name}/{path}", record)
-
-
-def verified_chunks(storage: Storage, path: str, record: FileRecord) -> Iterator[memoryview]:
-    """The bytes of a file, one chunk after the other, each good until the next is asked for.
-
-    Raises:
-        CheckpointDamagedError: they are not those that were saved.
-        OSError: they cannot be read.
-    """
-    buffer = _memory(min(record.size, CHUNK_BYTES))
-    for number, checksum in enumerate(record.chunks):
-        begin = number * CHUNK_BYTES
-        chunk = buffer[: min(CHUNK_BYTES, record.size - begin)]
-        fill_chunk(storage, path, chunk, begin, checksum)
-        yield chunk
-
-
-def read_verified(storage: Storage, path: str, record: FileRecord) -> memoryview:
-    """Read a file whose bytes match its checksums, in several threads if it is large.
-
-    Returns:
-        Its bytes, in memory that can be written to and that is the caller's alone.
-
-    Raises:
-        CheckpointDamagedError: they do not match; the message names the file and the place.
-        OSError: they cannot be read.
-    """
-    buffer = _memory(record.size)
-
-    def fill(number: int) -> None:
-        begin = number * CHUNK_BYTES
-        chunk = buffer[begin : begin + CHUNK_BYTES]
-        fill_chunk(storage, path, chunk, begin, record.chunks[number])
-
-    with _mapper(min(len(record.chunks), _THREADS)) as each:
-        for _ in each(fill, range(len(record.chunks))):
-            pass
-    return buffer
-
-
-@contextlib.contextmanager
-def _mapper(threads: int) -> Iterator[Any]:
-    """``map``, in so many threads; after the first error in order nothing more is begun."""
-    if threads <= 1:
-        yield map
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="trainkit-read")
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _memory(size: int) -> memoryview:
-    """Zeros to read into; memory that was never touched, where that pays.
-
-    A ``bytearray`` is filled with zeros by one thread, and first touched page by page of 4 KiB,
-    which took longer than reading the file. Large pages are touched by the threads that read.
-    """
-    if size < _LARGE:
-        return memoryview(bytearray(size))
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(pages)

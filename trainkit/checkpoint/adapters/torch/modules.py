@@ -15,9 +15,17 @@ from trainkit.checkpoint.adapters.torch.sharded import (
     own_part,
     stand_ins,
 )
-from trainkit.checkpoint.adapters.torch.tensors import copy_all_into, is_tensor, restored, source
+from trainkit.checkpoint.adapters.torch.straight import straight_into
+from trainkit.checkpoint.adapters.torch.tensors import (
+    DTYPES,
+    copy_all_into,
+    dtype_of,
+    is_tensor,
+    restored,
+    source,
+)
 from trainkit.checkpoint.format.layout import RESERVED, sharded_path
-from trainkit.checkpoint.format.tensors import METADATA, StoredTensor
+from trainkit.checkpoint.format.tensors import METADATA, ReadTensor
 from trainkit.errors import EnvironmentFaultError, UsageError
 
 __all__ = ["ModuleAdapter", "canonical_names", "with_tied"]
@@ -105,8 +113,8 @@ class ModuleAdapter:
 
 
 def with_tied(
-    module: torch.nn.Module, tensors: Mapping[str, StoredTensor]
-) -> Mapping[str, StoredTensor]:
+    module: torch.nn.Module, tensors: Mapping[str, ReadTensor]
+) -> Mapping[str, ReadTensor]:
     """``tensors`` and, under the names that are missing, those that they are tied to.
 
     Hugging Face's files have weights that are tied under one of their names alone.
@@ -190,19 +198,20 @@ def _has_usual_ways(kind: type[torch.nn.Module]) -> bool:
 
 
 def _into_plain(
-    name: str, targets: Mapping[str, torch.Tensor], stored: Mapping[str, StoredTensor]
+    name: str, targets: Mapping[str, torch.Tensor], stored: Mapping[str, ReadTensor]
 ) -> Apply:
     """What copies tensors, and nothing else, into those of a module.
 
     Thousands of small ones are common, so every operation here counts.
     """
     _compare_names(name, targets, stored)
-    values = []
     for key, target in targets.items():
-        value = restored(stored[key])
-        if target.shape != value.shape or target.dtype != value.dtype:
-            _compare_tensors(f"{name}.{key}", target, value)
-        values.append(value)
+        found = stored[key]
+        if target.shape != found.shape or DTYPES.get(target.dtype) != found.dtype:
+            _compare_tensors(f"{name}.{key}", target, found.shape, dtype_of(found))
+    if read := straight_into(targets, stored):
+        return read
+    values = [restored(stored[key]) for key in targets]
     return lambda: copy_all_into([*targets.values()], values)
 
 
@@ -211,7 +220,9 @@ def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -
     _compare_names(name, expected, found)
     for key, value in expected.items():
         if is_tensor(value):
-            _compare_tensors(f"{name}.{key}", value, found[key])
+            saved = found[key]
+            shape = tuple(getattr(saved, "shape", ()))
+            _compare_tensors(f"{name}.{key}", value, shape, getattr(saved, "dtype", None))
 
 
 def _compare_names(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -225,18 +236,20 @@ def _compare_names(name: str, expected: Mapping[str, Any], found: Mapping[str, A
     )
 
 
-def _compare_tensors(name: str, expected: torch.Tensor, found: Any) -> None:
-    if not is_tensor(found) or expected.shape != found.shape:
-        shape = tuple(getattr(found, "shape", ()))
+def _compare_tensors(
+    name: str, expected: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None
+) -> None:
+    """Compare with what was saved; its ``dtype`` is None where that was no tensor."""
+    if dtype is None or expected.shape != shape:
         raise EnvironmentFaultError(
             f"{name}: the run expects the shape {tuple(expected.shape)}, the checkpoint holds "
             f"{shape}. {_HINT}"
         )
-    if expected.dtype != found.dtype:
+    if expected.dtype != dtype:
         log.warning(
             "%s: saved as %s and restored as %s; values may lose precision",
             name,
-            found.dtype,
+            dtype,
             expected.dtype,
         )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainkit.checkpoint.format.tensors import StoredTensor, TensorSource
+from trainkit.checkpoint.format.tensors import ReadTensor, TensorSource
 from trainkit.errors import DependencyError, UsageError
 from trainkit.storage import Bytes
 
@@ -13,7 +13,16 @@ except ImportError:
         "the checkpoint holds torch tensors; install trainkit[torch], or torch"
     ) from None
 
-__all__ = ["BY_NAME", "DTYPES", "copy_all_into", "copy_into", "is_tensor", "restored", "source"]
+__all__ = [
+    "BY_NAME",
+    "DTYPES",
+    "copy_all_into",
+    "copy_into",
+    "dtype_of",
+    "is_tensor",
+    "restored",
+    "source",
+]
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -70,15 +79,25 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
     return TensorSource(dtype, tuple(tensor.shape), load, tensor)
 
 
-def restored(stored: StoredTensor) -> torch.Tensor:
+def dtype_of(stored: ReadTensor) -> torch.dtype:
+    """Its type of elements.
+
+    Raises:
+        ValueError: one that torch does not have.
+    """
+    dtype = BY_NAME.get(stored.dtype)
+    if dtype is None:
+        raise ValueError(f"torch has no element type for {stored.dtype}")
+    return dtype
+
+
+def restored(stored: ReadTensor) -> torch.Tensor:
     """A tensor over the stored bytes themselves, on the CPU.
 
     Raises:
         ValueError: a type of element that torch does not have.
     """
-    dtype = BY_NAME.get(stored.dtype)
-    if dtype is None:
-        raise ValueError(f"torch has no element type for {stored.dtype}")
+    dtype = dtype_of(stored)
     if len(stored.data) == 0:
         return torch.empty(stored.shape, dtype=dtype)
     flat = torch.frombuffer(stored.data, dtype=dtype)
