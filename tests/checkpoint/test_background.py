@@ -13,6 +13,7 @@ import pytest
 
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions, EverySteps, root
 from trainkit.checkpoint.save import division
+from trainkit.checkpoint.save.process import WriterProcess
 from trainkit.errors import RetryableError, UsageError
 from trainkit.processes.table import descendants
 from trainkit.state import PerRank
@@ -413,6 +414,89 @@ def test_tensors_of_every_kind_are_copied_as_their_shape_says(tmp_path, make):
     assert torch.equal(it["value"], value)
     assert it["value"].dtype == value.dtype
     manager.close()
+
+
+@pytest.fixture
+def urgent(tmp_path, monkeypatch):
+    """A manager of four tensors that are copied one by one, and its tensors; what is put into
+    ``told`` is called after the first of them."""
+    torch = pytest.importorskip("torch")
+    from trainkit.checkpoint.save import torch as copies
+
+    monkeypatch.setattr(copies, "_TOLD_BYTES", 1)
+    it = {f"t{i}": torch.zeros(3 << 20) for i in range(4)}
+    manager = CheckpointManager(tmp_path, {"it": it}, options=OPTIONS)
+    manager.save(1, blocking=True)
+    told, tell = [], WriterProcess.tell_filled
+
+    def note(self, filled):
+        tell(self, filled)
+        if told:
+            told.pop()()
+
+    monkeypatch.setattr(WriterProcess, "tell_filled", note)
+    for number, value in enumerate(it.values(), start=1):
+        value += number
+    yield manager, it, told
+    manager.close()
+    assert writers() == []
+
+
+def values(root):
+    """The last element of each tensor of what is restored, which all of them are."""
+    torch = pytest.importorskip("torch")
+    back = {f"t{i}": torch.zeros(3 << 20) for i in range(4)}
+    step = CheckpointManager(root, {"it": back}).restore_latest()
+    for value in back.values():
+        assert (value == value[-1]).all()
+    return step, [int(value[-1]) for value in back.values()]
+
+
+def test_what_is_waited_for_is_written_while_it_is_copied(urgent, tmp_path):
+    manager, _, told = urgent
+
+    def first_is_written():
+        (file,) = tmp_path.glob("step-0000000002*/state/it.safetensors")
+        data = file.read_bytes()
+        begin = 8 + int.from_bytes(data[:8], "little")
+        return any(data[begin : begin + 100])
+
+    told.append(lambda: wait_until(first_is_written, what="the write", deadline=Deadline(60)))
+    manager.save(2, blocking=True)
+    assert told == []
+    assert values(tmp_path) == (2, [1, 2, 3, 4])
+
+
+def test_a_writer_that_dies_while_it_waits_for_bytes(urgent, tmp_path, caplog):
+    manager, _, told = urgent
+    told.append(lambda: os.kill(the_writer(), signal.SIGKILL))
+    manager.save(2, blocking=True)
+    assert "died (exit -9); it is started again" in caplog.text
+    assert values(tmp_path) == (2, [1, 2, 3, 4])
+
+
+def test_a_copy_that_fails_is_an_error_of_that_save_alone(urgent, tmp_path):
+    manager, it, told = urgent
+
+    def fail():
+        raise MemoryError("no more of it")
+
+    told.append(fail)
+    with pytest.raises(MemoryError, match="no more of it"):
+        manager.save(2, blocking=True)
+    assert writers() == []
+    assert values(tmp_path) == (1, [0, 0, 0, 0])
+    it["t0"] += 1
+    manager.save(3, blocking=True)
+    assert values(tmp_path) == (3, [2, 2, 3, 4])
+    assert [*tmp_path.glob("step-0000000002*")] == []
+
+
+def test_what_training_stood_still_for_counts_once(urgent):
+    manager, _, _ = urgent
+    manager.save(2, blocking=True)
+    writer = manager._saver._writer
+    assert 0 <= writer.seconds < writer._process.seconds
 
 
 def test_a_state_that_grows_and_shrinks(tmp_path):

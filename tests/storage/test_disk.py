@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from trainkit.storage import LocalStorage, disk
-from trainkit.storage.disk import write_files
+from trainkit.storage import LocalStorage, disk, largepages
+from trainkit.storage.disk import NewFile
 
 MIB = 1 << 20
 SIZES = [0, 1, 4095, 4096, MIB - 1, MIB, MIB + 4096, 17 * MIB + 123]
@@ -24,7 +24,23 @@ def filled(size, *, aligned=True):
     return view
 
 
+@pytest.fixture(params=["large pages", "small pages"])
+def pages(request, monkeypatch):
+    """With and without large pages to send bytes from."""
+    if request.param == "small pages":
+        monkeypatch.setattr(largepages, "_are_there", lambda: False)
+    elif not largepages._are_there():
+        pytest.skip("the kernel gives no large pages here")
+
+
+def write_files(files):
+    disk.write_files(
+        [NewFile(path, memoryview(data), lambda *_: None) for path, data in files.items()]
+    )
+
+
 @pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.usefixtures("pages")
 def test_files_of_all_sizes(tmp_path, aligned):
     files = {tmp_path / str(size): filled(size, aligned=aligned) for size in SIZES}
     write_files(files)
@@ -33,12 +49,14 @@ def test_files_of_all_sizes(tmp_path, aligned):
     assert len(os.listdir(tmp_path)) == len(SIZES)
 
 
+@pytest.mark.usefixtures("pages")
 def test_read_only_bytes(tmp_path):
     data = b"x" * (2 * MIB + 5)
     write_files({tmp_path / "a": data})
     assert (tmp_path / "a").read_bytes() == data
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("refusal", ["flag", "request"])
 def test_where_the_page_cache_cannot_be_avoided(tmp_path, monkeypatch, refusal):
     """Some mounts refuse the flag, others take it and refuse the request."""
@@ -80,6 +98,7 @@ def test_requests_that_are_refused_at_the_same_time(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == data
 
 
+@pytest.mark.usefixtures("pages")
 def test_writes_that_are_done_by_half_are_gone_on_with(tmp_path, monkeypatch):
     real = os.pwrite
     monkeypatch.setattr(
@@ -112,6 +131,56 @@ def test_after_an_error_none_of_them_is_there(tmp_path, monkeypatch, at):
     assert storage.names("group") == []
     storage.write_all(files)
     assert storage.names("group") == ["a", "b", "c"]
+
+
+def test_bytes_are_written_as_they_come(tmp_path, monkeypatch):
+    """The first are on their way to the disk before the last are there."""
+    data, whole, real = filled(20 * MIB + 5), filled(20 * MIB + 5), os.pwrite
+    data[disk._SLICE :] = bytes(len(data) - disk._SLICE)
+    asked, written = [], threading.Event()
+
+    def write(descriptor, piece, offset):
+        count = real(descriptor, piece, offset)
+        written.set()
+        return count
+
+    def ready(path, begin, end):
+        asked.append((path, begin, end))
+        if begin >= disk._SLICE:
+            assert written.wait(60)
+            data[begin:end] = whole[begin:end]
+
+    monkeypatch.setattr(os, "pwrite", write)
+    LocalStorage(tmp_path).write_gradually({"a": data, "b": filled(3)}, ready)
+    assert (tmp_path / "a").read_bytes() == whole
+    assert {path for path, _, _ in asked} == {"a", "b"}
+
+
+def test_bytes_that_do_not_come_leave_nothing(tmp_path):
+    storage = LocalStorage(tmp_path)
+
+    def ready(path, begin, end):
+        if begin >= disk._SLICE:
+            raise RuntimeError("they do not come")
+
+    with pytest.raises(RuntimeError, match="they do not come"):
+        storage.write_gradually({"a": filled(20 * MIB), "b": filled(1)}, ready)
+    assert storage.names() == []
+
+
+@pytest.mark.skipif(not largepages._are_there(), reason="the kernel gives no large pages here")
+def test_buffers_lie_on_large_pages_and_are_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(largepages, "_free", [])
+    found = {}
+    for _ in range(3):
+        with largepages.buffer() as one, largepages.buffer() as other:
+            for buffer in (one, other):
+                assert len(buffer) == largepages.BUFFER_BYTES
+                assert largepages.address(buffer) % (2 * MIB) == 0
+                found[largepages.address(buffer)] = buffer
+    assert len(found) == 2
+    write_files({tmp_path / str(i): filled(9 * MIB, aligned=False) for i in range(4)})
+    assert len(largepages._free) <= 4
 
 
 def test_a_flush_that_fails_is_an_error(tmp_path, monkeypatch):

@@ -226,7 +226,7 @@ class CheckpointManager:
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         together = self._communicator.world_size > 1
         try:
-            self._saver.begin(step, numbers, upload=upload)
+            self._saver.begin(step, numbers, upload=upload, urgent=blocking)
         except (Exception, TrainkitError):
             # What only this rank's state has, the others hear of where all of them settle.
             if not together or blocking or not self._saver.background:
@@ -272,9 +272,9 @@ class CheckpointManager:
         left = getattr(self._monitor, "time_left", lambda: None)()
         plan = self._saver.plan_stop(left)
         if plan is Plan.UPLOAD:
-            self._begin(step, metrics, upload=True)
+            self._begin(step, metrics, upload=True, blocking=True)
         elif plan is Plan.KEEP and not self._is_saved(step):
-            self._begin(step, metrics, upload=False)
+            self._begin(step, metrics, upload=False, blocking=True)
         self.wait()
         if plan is Plan.UPLOAD:
             return f"it is saved in {self.url}"

@@ -135,7 +135,14 @@ class Saver:
         """The state is another one now than what was saved last."""
         self.committed = self.kept = None
 
-    def begin(self, step: int, metrics: Mapping[str, float], *, upload: bool | None = None) -> None:
+    def begin(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        upload: bool | None = None,
+        urgent: bool = False,
+    ) -> None:
         """Take the state as it is now, and have it written.
 
         Args:
@@ -143,6 +150,7 @@ class Saver:
             metrics: to be saved with it.
             upload: whether it goes to the root; else it stays in the local tier. By turns if
                 None: the same on all ranks.
+            urgent: whether the end of the save is waited for next, and not this method's.
 
         Raises:
             BaseException: what ``settle`` of the save before raises; nothing has begun then.
@@ -179,7 +187,8 @@ class Saver:
                 leave=None if self._leave is None else self._leave.name,
             )
             with not_collecting() if self.background else contextlib.nullcontext():
-                self._writer.submit(job, images, lambda: self._settling.check_others(flight))
+                check = partial(self._settling.check_others, flight)
+                self._writer.submit(job, images, check, urgent=urgent)
         except (Exception, TrainkitError) as error:
             flight.error = error
             self._settling.own_end(flight, Failure.of(rank, error))

@@ -5,14 +5,15 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainkit.storage.base import Bytes
+from trainkit.storage.largepages import BUFFER_BYTES, address, buffer
 
-__all__ = ["flush_folder", "flush_folders", "write_files", "write_new"]
+__all__ = ["NewFile", "flush_folder", "flush_folders", "write_files", "write_new"]
 
 _BUFFER = 1 << 20
 _SLICE = 8 << 20
@@ -45,17 +46,19 @@ def write_new(path: Path, parts: Iterable[Bytes]) -> None:
         raise
 
 
-def write_files(files: Mapping[Path, Bytes]) -> None:
+def write_files(files: Sequence["NewFile"]) -> None:
     """Write files that must not exist, and flush them; on an error all are taken away again.
 
-    Large ones go around the page cache where the file system allows it and their bytes lie on
-    page boundaries, several requests at a time. The folders have to be flushed afterwards.
+    Large ones go around the page cache where the file system allows it and there are large pages
+    to send them from, or their bytes lie on page boundaries; several requests at a time. The
+    folders have to be flushed afterwards.
     """
-    opened: list[_NewFile] = []
+    opened: list[NewFile] = []
     try:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="trainkit-write") as pool:
-            for path, data in files.items():
-                opened.append(_NewFile(path, memoryview(data), _open_new(path)))
+            for file in files:
+                file.descriptor = _open_new(file.path)
+                opened.append(file)
             for file in opened:
                 file.prepare()
             _all([pool.submit(part) for file in opened for part in file.body()])
@@ -93,18 +96,23 @@ def flush_folders(folders: Iterable[Path]) -> None:
 
 
 @dataclass(slots=True)
-class _NewFile:
-    """A file that is being written in parts."""
+class NewFile:
+    """A file that is written in parts."""
 
     path: Path
     data: memoryview
-    descriptor: int
+    ready: Callable[[int, int], None]
+    """Called with the first byte and the one after the last before these bytes are looked at."""
+    descriptor: int = -1
     direct: bool = False
 
     def prepare(self) -> None:
         """Go around the page cache if that is possible, with room on the disk first."""
-        if len(self.data) < _DIRECT_FROM or _address(self.data) % _BLOCK:
+        if len(self.data) < _DIRECT_FROM:
             return
+        with buffer() as large:
+            if large is None and address(self.data) % _BLOCK:
+                return
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
         try:
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -137,18 +145,25 @@ class _NewFile:
             raise self._named(error) from error
 
     def _write(self, begin: int, end: int) -> None:
+        self.ready(begin, end)
         direct = self.direct
-        while begin < end:
-            try:
-                begin += os.pwrite(self.descriptor, self.data[begin:end], begin)
-            except OSError as error:
-                # A file system that took the flag and wants other boundaries than blocks of
-                # 4 KiB, also after a request that it has done by half. Requests beside this one
-                # may have met it first, and taken the flag away.
-                if error.errno != errno.EINVAL or not direct:
-                    raise self._named(error) from error
-                direct = False
-                self._leave_direct()
+        with buffer() if direct else contextlib.nullcontext() as large:
+            while begin < end:
+                piece = self.data[begin:end]
+                if direct and large is not None:
+                    piece = piece[:BUFFER_BYTES]
+                    large[: len(piece)] = piece
+                    piece = large[: len(piece)]
+                try:
+                    begin += os.pwrite(self.descriptor, piece, begin)
+                except OSError as error:
+                    # A file system that took the flag and wants other boundaries than blocks of
+                    # 4 KiB, also after a request that it has done by half. Requests beside this
+                    # one may have met it first, and taken the flag away.
+                    if error.errno != errno.EINVAL or not direct:
+                        raise self._named(error) from error
+                    direct = False
+                    self._leave_direct()
 
     def _named(self, error: OSError) -> OSError:
         return OSError(error.errno, error.strerror, str(self.path))
@@ -170,14 +185,6 @@ def _preallocate(descriptor: int, size: int) -> None:
         number = ctypes.get_errno()
         if number not in _NO_PREALLOCATION:
             raise OSError(number, os.strerror(number))
-
-
-def _address(data: memoryview) -> int:
-    """Where the bytes lie in memory; 1, which is on no boundary, where that cannot be told."""
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(data))
-    except TypeError:  # read-only memory
-        return 1
 
 
 def _all(tasks: list[Future[None]]) -> None:

@@ -7,11 +7,13 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from trainkit.errors import InputMissingError, NoPermissionError
 from trainkit.storage.base import Bytes, Likeness, ObjectInfo, Upload, parts_of
-from trainkit.storage.disk import flush_folder, flush_folders, write_files, write_new
+from trainkit.storage.disk import NewFile, flush_folder, flush_folders, write_files, write_new
+from trainkit.storage.gradual import Ready
 from trainkit.storage.scattering import Scatter
 
 __all__ = ["LocalStorage"]
@@ -63,8 +65,16 @@ class LocalStorage:
         self, files: Mapping[str, Bytes], alike: Mapping[str, Likeness] | None = None
     ) -> None:
         """See ``Storage.write_all``; a disk takes all bytes as fast as it would copy them."""
-        final = {self._local(path): data for path, data in files.items()}
-        folders = sorted({path.parent for path in final})
+        self.write_gradually({path: memoryview(data) for path, data in files.items()})
+
+    def write_gradually(
+        self, files: Mapping[str, memoryview], ready: Ready = lambda *_: None
+    ) -> None:
+        """See ``GradualStorage.write_gradually``."""
+        final = [
+            NewFile(self._local(path), data, partial(ready, path)) for path, data in files.items()
+        ]
+        folders = sorted({file.path.parent for file in final})
         with _telling(self._root):
             changed = {parent for folder in folders for parent in self._make(folder)}
             write_files(final)

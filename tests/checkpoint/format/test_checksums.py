@@ -9,6 +9,7 @@ from trainkit.checkpoint.format.checksums import (
     CHUNK_BYTES,
     ChunkHasher,
     FileRecord,
+    Hashing,
     record_of,
     unchanged,
 )
@@ -69,3 +70,23 @@ def test_files_of_other_lengths_have_whole_chunks_in_common():
     assert unchanged(record_of(short), record_of(old)) == ((0, CHUNK_BYTES),)
     assert unchanged(record_of(old), record_of(short)) == ((0, CHUNK_BYTES),)
     assert unchanged(record_of(short), record_of(short)) == ((0, CHUNK_BYTES + 3),)
+
+
+def test_each_chunk_is_hashed_once_and_not_before_it_is_there():
+    late = {"a": random.Random(0).randbytes(2 * CHUNK_BYTES + 3), "b": b"", "c": b"xyz"}
+    files = {path: memoryview(bytearray(len(data))) for path, data in late.items()}
+    asked = []
+
+    def ready(path, begin, end):
+        asked.append((path, begin, end))
+        files[path][begin:end] = late[path][begin:end]
+
+    hashing = Hashing(files, ready)
+    hashing.ready("a", CHUNK_BYTES, CHUNK_BYTES + 1)
+    assert asked == [("a", CHUNK_BYTES, 2 * CHUNK_BYTES)]
+    hashing.ready("a", 0, 2 * CHUNK_BYTES)
+    assert hashing.records() == {path: record_of(data) for path, data in late.items()}
+    assert sorted(asked) == sorted(
+        [("a", n * CHUNK_BYTES, min((n + 1) * CHUNK_BYTES, len(late["a"]))) for n in range(3)]
+        + [("c", 0, 3)]
+    )

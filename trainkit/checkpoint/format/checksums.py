@@ -1,15 +1,23 @@
 """Checksums of files in chunks, made while the bytes pass by."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
 
-from trainkit.storage import Bytes
+from trainkit.storage import Bytes, Ready
 
-__all__ = ["CHUNK_BYTES", "ChunkHasher", "FileRecord", "digest", "record_of", "unchanged"]
+__all__ = [
+    "CHUNK_BYTES",
+    "ChunkHasher",
+    "FileRecord",
+    "Hashing",
+    "digest",
+    "record_of",
+    "unchanged",
+]
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """One checksum covers this many bytes; the last chunk of a file may be shorter."""
@@ -68,6 +76,45 @@ def record_of(data: Bytes) -> FileRecord:
         return FileRecord(len(view), tuple(map(digest, chunks)))
     with ThreadPoolExecutor(2, thread_name_prefix="trainkit-hash") as pool:
         return FileRecord(len(view), tuple(pool.map(digest, chunks)))
+
+
+class Hashing:
+    """Checksums of files in memory, each chunk's made just before it is written.
+
+    So it costs no time where a disk is slower than the hash, and the bytes are in the cache.
+    """
+
+    def __init__(self, files: Mapping[str, memoryview], ready: Ready) -> None:
+        """Begin.
+
+        Args:
+            files: path → bytes.
+            ready: waits for a range of them.
+        """
+        self._files = files
+        self._ready = ready
+        self._chunks: dict[str, list[str | None]] = {
+            path: [None] * -(-len(data) // CHUNK_BYTES) for path, data in files.items()
+        }
+
+    def ready(self, path: str, begin: int, end: int) -> None:
+        """Wait for bytes of a file, and hash the chunks that they are in; for several threads."""
+        data, chunks = self._files[path], self._chunks[path]
+        for number in range(begin // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
+            if chunks[number] is None:
+                first = number * CHUNK_BYTES
+                chunk = data[first : first + CHUNK_BYTES]
+                self._ready(path, first, first + len(chunk))
+                chunks[number] = digest(chunk)
+
+    def records(self) -> dict[str, FileRecord]:
+        """Sizes and checksums of all files."""
+        records = {}
+        for path, data in self._files.items():
+            self.ready(path, 0, len(data))
+            chunks = [chunk for chunk in self._chunks[path] if chunk is not None]
+            records[path] = FileRecord(len(data), tuple(chunks))
+        return records
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """From tensors to the arena: the time for which training stands still."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainkit.checkpoint.save.arena import Arena
@@ -10,13 +10,19 @@ from trainkit.frameworks import loaded
 __all__ = ["fill"]
 
 
-def fill(arena: Arena, images: Sequence[tuple[int, FileImage]], size: int) -> None:
+def fill(
+    arena: Arena,
+    images: Sequence[tuple[int, FileImage]],
+    size: int,
+    tell: Callable[[int], None] = lambda filled: None,
+) -> None:
     """Copy the bytes of files into an arena.
 
     Args:
         arena: grows to what is needed.
-        images: each with the place where it begins, on a page boundary.
+        images: each with the place where it begins, on a page boundary, ascending.
         size: bytes that are needed in all.
+        tell: called now and then with the number of bytes that are there, from the beginning on.
 
     Raises:
         OSError: there is not that much memory.
@@ -37,4 +43,5 @@ def fill(arena: Arena, images: Sequence[tuple[int, FileImage]], size: int) -> No
     if together and loaded("torch"):
         from trainkit.checkpoint.save.torch import copy_together
 
-        copy_together(arena, together)
+        copy_together(arena, together, tell)
+    tell(size)

@@ -1,5 +1,6 @@
 """The process that writes: started before the first save needs it, and again if it dies."""
 
+import contextlib
 import json
 import logging
 import os
@@ -72,19 +73,35 @@ class WriterProcess:
         except OSError:
             self._revive()
 
-    def submit(self, job: Job, files: dict[str, tuple[int, int]]) -> None:
+    def submit(self, job: Job, files: dict[str, tuple[int, int]], filled: int) -> None:
         """Have ``job`` done.
 
         Args:
             job: what to do.
             files: path → offset and size of its bytes in the arena, which stay as they are
                 until the work is done.
+            filled: bytes of the arena, from its beginning on, that are there; of further ones
+                ``tell_filled`` tells.
         """
         self._rank = job.rank
-        self._work = {"do": "save", "job": job.to_json(), "files": files, "again": False}
+        self._work = {
+            "do": "save",
+            "job": job.to_json(),
+            "files": files,
+            "filled": filled,
+            "again": False,
+        }
         self._deaths = 0
         self.kept = None
         self.start()
+
+    def tell_filled(self, filled: int) -> None:
+        """Say that more bytes of the arena are there."""
+        if self._work is None:
+            return
+        self._work["filled"] = filled  # for a process that takes the work up
+        with contextlib.suppress(OSError):  # it is dead, which the next poll finds
+            self._send({"do": "filled", "filled": filled})
 
     def make_ready(self) -> None:
         """End work that is still under way: the bytes that it writes are about to change."""

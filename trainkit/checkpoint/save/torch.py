@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import sys
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +13,9 @@ __all__ = ["copy_together", "current_gpu", "pin"]
 
 log = logging.getLogger(__name__)
 
+
+_TOLD_BYTES = 16 << 20
+"""That are copied by one call, so that whoever writes them need not wait for all."""
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: pinned for every GPU."""
@@ -45,11 +50,20 @@ def pin(arena: Arena, gpu: int) -> None:
     arena.unpin = lambda: runtime.cudaHostUnregister(address)
 
 
-def copy_together(arena: Arena, tensors: list[tuple[int, torch.Tensor]]) -> None:
+def copy_together(
+    arena: Arena,
+    tensors: list[tuple[int, torch.Tensor]],
+    tell: Callable[[int], None] = lambda filled: None,
+) -> None:
     """Copy each tensor's elements, in the order of its own shape, to its place in the arena.
 
-    One call for all: with thousands of small tensors the calls would cost more than the bytes.
+    Few calls for all: with thousands of small tensors the calls would cost more than the bytes.
     On return all copies are complete, from a GPU too.
+
+    Args:
+        arena: to copy to.
+        tensors: each with the place where it begins, ascending.
+        tell: called with the number of bytes that are there, if what lies between the tensors is.
     """
     layout = [(begin, tensor.dtype, tensor.shape) for begin, tensor in tensors]
     if arena.places is None or arena.places[0] != layout:
@@ -59,12 +73,21 @@ def copy_together(arena: Arena, tensors: list[tuple[int, torch.Tensor]]) -> None
             for begin, dtype, shape in layout
         ]
         arena.places = layout, places
+    places, sources = arena.places[1], [tensor for _, tensor in tensors]
     gpus = {tensor.device for _, tensor in tensors if tensor.is_cuda}
     if gpus:
         pin(arena, torch.cuda.current_device())
-    with torch.no_grad():
         # On the current streams, so after all that training has asked for.
-        sources = [tensor for _, tensor in tensors]
-        torch._foreach_copy_(arena.places[1], sources, non_blocking=bool(gpus))
-    for gpu in gpus:
-        torch.cuda.current_stream(gpu).synchronize()
+        with torch.no_grad():
+            torch._foreach_copy_(places, sources, non_blocking=True)
+        for gpu in gpus:
+            torch.cuda.current_stream(gpu).synchronize()
+        return
+    first = 0
+    for number, (begin, _, _) in enumerate([*layout[1:], (sys.maxsize, None, None)], start=1):
+        if begin - layout[first][0] >= _TOLD_BYTES:
+            with torch.no_grad():
+                torch._foreach_copy_(places[first:number], sources[first:number])
+            if number < len(layout):
+                tell(begin)
+            first = number

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from trainkit.checkpoint.format.checksums import FileRecord, record_of, unchanged
+from trainkit.checkpoint.format.checksums import FileRecord, Hashing, record_of, unchanged
 from trainkit.checkpoint.format.layout import MANIFEST, part_path
 from trainkit.checkpoint.format.manifest import Manifest, Part, TornManifestError
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.job import Job
 from trainkit.errors import InputMissingError, TrainkitError
-from trainkit.storage import Likeness, Storage
+from trainkit.storage import GradualStorage, Likeness, Ready, Storage
 from trainkit.waiting import Deadline
 
 __all__ = ["Put", "carry_out", "patiently", "put_views", "take_up", "write_part"]
@@ -59,8 +59,9 @@ def put_views(
     job: Job,
     views: Mapping[str, memoryview],
     before: Mapping[str, FileRecord] | None = None,
+    ready: Ready = lambda *_: None,
 ) -> dict[str, FileRecord]:
-    """Write files whose bytes are in memory.
+    """Write files whose bytes are in memory, or on their way there.
 
     Args:
         storage: to write to.
@@ -68,16 +69,25 @@ def put_views(
         views: path → bytes.
         before: files of ``job.like``, as this rank wrote them: what did not change since
             then need not be sent again.
+        ready: waits for a range of a file's bytes.
     """
+    above = f"{job.folder.name}/"
+    if isinstance(storage, GradualStorage):
+        hashing = Hashing(views, ready)
+        storage.write_gradually(
+            {above + path: view for path, view in views.items()},
+            lambda path, begin, end: hashing.ready(path.removeprefix(above), begin, end),
+        )
+        return hashing.records()
+    for path, view in views.items():
+        ready(path, 0, len(view))
     records = {path: record_of(view) for path, view in views.items()}
     alike = {
-        f"{job.folder.name}/{path}": Likeness(f"{job.like}/{path}", ranges)
+        above + path: Likeness(f"{job.like}/{path}", ranges)
         for path, record in records.items()
         if before and job.like and path in before and (ranges := unchanged(record, before[path]))
     }
-    storage.write_all(
-        {f"{job.folder.name}/{path}": view for path, view in views.items()}, alike or None
-    )
+    storage.write_all({above + path: view for path, view in views.items()}, alike or None)
     return records
 
 

@@ -64,19 +64,29 @@ class _Worker:
         self._tier = tier
         self._storage: Storage | None = None
         self._memory: mmap.mmap | None = None
-        self._given_up = threading.Event()
+        self._given_up = False
+        self._filled = 0
+        """Bytes of the memory that are what is to be saved, from its beginning on."""
+        self._news = threading.Condition()
+        """Of the two above."""
         self._sent: tuple[str, dict[str, FileRecord]] | None = None
         """The step folder that went to the root last, and this rank's files in it."""
 
     def take(self, message: dict[str, Any], descriptor: int | None) -> None:
         """Act upon a message."""
         if message["do"] == "cancel":
-            self._given_up.set()
+            with self._news:
+                self._given_up = True
+                self._news.notify_all()
+        elif message["do"] == "filled":
+            with self._news:
+                self._filled = message["filled"]
+                self._news.notify_all()
         elif message["do"] == "map" and descriptor is not None:
             self._memory = mapped(descriptor, message["size"])
             os.close(descriptor)
         else:
-            self._given_up.clear()
+            self._given_up, self._filled = False, message["filled"]
             threading.Thread(target=self._work, args=(message,), daemon=True).start()
 
     def _work(self, message: dict[str, Any]) -> None:
@@ -107,11 +117,14 @@ class _Worker:
         with memoryview(self._memory or b"") as memory:
             views = {path: memory[begin : begin + size] for path, (begin, size) in files.items()}
 
+            def ready(path: str, begin: int, end: int) -> None:
+                self._await_filled(files[path][0] + end)
+
             def put(place: Storage) -> dict[str, FileRecord]:
                 if place is not storage:
-                    return put_views(place, job, views)
+                    return put_views(place, job, views, ready=ready)
                 before = self._sent[1] if self._sent and self._sent[0] == job.like else None
-                records = put_views(place, job, views, before)
+                records = put_views(place, job, views, before, ready)
                 self._sent = job.folder.name, records
                 return records
 
@@ -128,6 +141,15 @@ class _Worker:
                 for view in views.values():
                     view.release()
 
+    def _await_filled(self, size: int) -> None:
+        """Wait until so many bytes of the memory are what is to be saved."""
+        if self._filled >= size:
+            return
+        with self._news:
+            while self._filled < size:
+                self._check()
+                self._news.wait()
+
     def _check(self) -> None:
-        if self._given_up.is_set():
+        if self._given_up:
             raise GivenUpError("given up, since another rank failed")

@@ -26,8 +26,8 @@ _PAGE = 4096
 _SHARE = 0.8
 """Part of the memory that is left which an arena may take: training needs some, too."""
 
-_PROCESS = 32 << 20
-"""Bytes that the process which writes takes for itself."""
+_PROCESS = 48 << 20
+"""Bytes that the process which writes takes for itself, its buffers among them."""
 
 
 class Work(Protocol):
@@ -63,13 +63,16 @@ class Writer(Work, Protocol):
         """Prepare for a job of about ``size`` bytes; returns at once."""
         ...
 
-    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
+    def submit(
+        self, job: Job, images: Sequence[FileImage], check: Callable[[], None], *, urgent: bool
+    ) -> None:
         """Take the bytes of ``images``, which may change once this has returned.
 
         Args:
             job: what to do.
             images: this rank's files.
             check: called while this waits for other ranks; what it raises ends the wait.
+            urgent: whether it is the end of the job that somebody waits for, and not this.
         """
         ...
 
@@ -88,7 +91,9 @@ class Foreground:
     def warm(self, size: int) -> None:
         """See ``Writer.warm``: nothing to do."""
 
-    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
+    def submit(
+        self, job: Job, images: Sequence[FileImage], check: Callable[[], None], *, urgent: bool
+    ) -> None:
         """See ``Writer.submit``; what fails is told by ``poll``."""
         # What nobody catches here, such as Ctrl-C, leaves it at that.
         self._failure = Failure.of(job.rank, RetryableError("the save was interrupted"))
@@ -144,16 +149,19 @@ class Background:
         self._foreground = Foreground(storage, tier)
         self._current: WriterProcess | Foreground = self._process
         self._preparing: threading.Thread | None = None
+        self._overlap = 0.0
+        """Seconds of the last job's that the copying took beside it."""
 
     @property
     def kept(self) -> float | None:
         """See ``Writer.kept``."""
-        return self._current.kept
+        kept = self._current.kept
+        return None if kept is None else max(0.0, kept - self._overlap)
 
     @property
     def seconds(self) -> float:
         """See ``Writer.seconds``."""
-        return self._current.seconds
+        return max(0.0, self._current.seconds - self._overlap)
 
     def warm(self, size: int) -> None:
         """See ``Writer.warm``: the other process starts, and fetches the memory."""
@@ -170,18 +178,33 @@ class Background:
         self._preparing = prepare
         prepare.start()
 
-    def submit(self, job: Job, images: Sequence[FileImage], check: Callable[[], None]) -> None:
-        """See ``Writer.submit``."""
+    def submit(
+        self, job: Job, images: Sequence[FileImage], check: Callable[[], None], *, urgent: bool
+    ) -> None:
+        """See ``Writer.submit``: one that is urgent is written while it is copied."""
         self._await_arena()
         files, size = _placed(images)
+        self._overlap = 0.0
         if not self._has_room(size):
             self._current = self._foreground
-            self._foreground.submit(job, images, check)
+            self._foreground.submit(job, images, check, urgent=urgent)
             return
-        self._current = self._process
-        self._process.make_ready()
-        fill(self._process.arena, [(files[image.path][0], image) for image in images], size)
-        self._process.submit(job, files)
+        process = self._current = self._process
+        process.make_ready()
+        placed = [(files[image.path][0], image) for image in images]
+        if not urgent:
+            fill(process.arena, placed, size)
+            process.submit(job, files, size)
+            return
+        process.arena.reserve(size)
+        process.submit(job, files, 0)
+        began = Deadline(0.0)
+        try:
+            fill(process.arena, placed, size, process.tell_filled)
+        except BaseException:
+            process.make_ready()  # or it would wait for bytes that do not come
+            raise
+        self._overlap = began.elapsed
 
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:
         """See ``Work.poll``."""
