@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -456,10 +457,11 @@ def test_what_is_waited_for_is_written_while_it_is_copied(urgent, tmp_path):
     manager, _, told = urgent
 
     def first_is_written():
-        (file,) = tmp_path.glob("step-0000000002*/state/it.safetensors")
-        data = file.read_bytes()
-        begin = 8 + int.from_bytes(data[:8], "little")
-        return any(data[begin : begin + 100])
+        for file in tmp_path.glob("step-0000000002*/state/it.safetensors"):
+            data = file.read_bytes()
+            begin = 8 + int.from_bytes(data[:8], "little")
+            return any(data[begin : begin + 100])
+        return False  # it is not there yet
 
     told.append(lambda: wait_until(first_is_written, what="the write", deadline=Deadline(60)))
     manager.save(2, blocking=True)
@@ -492,11 +494,36 @@ def test_a_copy_that_fails_is_an_error_of_that_save_alone(urgent, tmp_path):
     assert [*tmp_path.glob("step-0000000002*")] == []
 
 
-def test_what_training_stood_still_for_counts_once(urgent):
-    manager, _, _ = urgent
+def test_the_time_of_a_save_is_counted_from_the_end_of_the_copy(urgent):
+    manager, _, told = urgent
+    told.append(lambda: time.sleep(2))
+    began = time.monotonic()
     manager.save(2, blocking=True)
-    writer = manager._saver._writer
-    assert 0 <= writer.seconds < writer._process.seconds
+    took = time.monotonic() - began
+    assert 0 < manager._saver._writer.seconds < took - 1.9
+
+
+@pytest.mark.parametrize("where", ["copy", "start"])
+def test_a_save_that_was_interrupted_is_not_taken_for_one(urgent, tmp_path, monkeypatch, where):
+    manager, _, told = urgent
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if where == "copy":
+        told.append(interrupt)
+    else:
+        start = WriterProcess.start
+        monkeypatch.setattr(WriterProcess, "start", lambda self: (start(self), interrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        manager.save(2, blocking=True)
+    monkeypatch.undo()
+    assert manager.last_saved_step == 1
+    with pytest.raises(RetryableError, match="saving step 2 was interrupted"):
+        manager.wait()
+    assert values(tmp_path) == (1, [0, 0, 0, 0])
+    manager.save(3, blocking=True)
+    assert values(tmp_path) == (3, [1, 2, 3, 4])
 
 
 def test_a_state_that_grows_and_shrinks(tmp_path):

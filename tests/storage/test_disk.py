@@ -183,6 +183,19 @@ def test_buffers_lie_on_large_pages_and_are_used_again(tmp_path, monkeypatch):
     assert len(largepages._free) <= 4
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_where_there_is_no_memory_for_a_buffer(tmp_path, monkeypatch, aligned):
+    def none():
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(largepages, "_free", [])
+    monkeypatch.setattr(largepages, "_are_there", lambda: True)
+    monkeypatch.setattr(largepages, "_new", none)
+    data = filled(9 * MIB + 5, aligned=aligned)
+    write_files({tmp_path / "a": data})
+    assert (tmp_path / "a").read_bytes() == data
+
+
 def test_a_flush_that_fails_is_an_error(tmp_path, monkeypatch):
     def flush(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

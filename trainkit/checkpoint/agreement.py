@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from trainkit.checkpoint.failure import Failure
 from trainkit.coordination import Communicator
 from trainkit.errors import Preempted, TrainkitError
 
-__all__ = ["Outcome", "on_all_ranks"]
+__all__ = ["Outcome", "Prepared", "give_back_together", "on_all_ranks"]
 
 T = TypeVar("T")
 
@@ -66,3 +66,47 @@ def on_all_ranks(
     )
     failures = [failed for _, failed in gathered if failed is not None]
     return Outcome([value for value, _ in gathered], failures, error)
+
+
+class Prepared(Protocol):
+    """What gives a checkpoint back on one rank, in two steps."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether the first of them does anything."""
+        ...
+
+    def read(self) -> None:
+        """See ``Restoration.read``."""
+        ...
+
+    def apply(self) -> None:
+        """See ``Restoration.apply``."""
+        ...
+
+
+def give_back_together(
+    communicator: Communicator, prepare: Callable[[], Prepared], *, timeout: float
+) -> Outcome[Any]:
+    """Give a checkpoint back on all ranks, step by step as long as none has failed on any.
+
+    Args:
+        communicator: of the ranks.
+        prepare: checks what can be checked without a change.
+        timeout: seconds to wait for the slowest rank in each step.
+
+    Raises:
+        DeadlineError: some ranks did not come; the message names them.
+    """
+    prepared: list[Prepared] = []
+
+    def begin() -> bool:
+        prepared.append(prepare())
+        return prepared[0].reads
+
+    outcome: Outcome[Any] = on_all_ranks(communicator, begin, timeout=timeout)
+    if not outcome.failures and any(outcome.results):
+        outcome = on_all_ranks(communicator, prepared[0].read, timeout=timeout)
+    if not outcome.failures:
+        outcome = on_all_ranks(communicator, prepared[0].apply, timeout=timeout)
+    return outcome

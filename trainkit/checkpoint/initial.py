@@ -8,7 +8,7 @@ from typing import Any
 
 from trainkit.checkpoint.adapters.base import Saved
 from trainkit.checkpoint.adapters.state import Restoration, weights_of
-from trainkit.checkpoint.agreement import on_all_ranks
+from trainkit.checkpoint.agreement import give_back_together, on_all_ranks
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import MANIFEST, StepFolder
 from trainkit.checkpoint.format.manifest import Entry
@@ -63,10 +63,9 @@ def load_weights(
         UsageError: nothing in the state is known to be weights, or a file of tensors is given for
             several modules.
         InputMissingError: there is nothing at ``url``.
-        CheckpointDamagedError: all that is there is damaged; some of the weights may have been
-            overwritten.
-        EnvironmentFaultError: it does not fit; the message names the first difference, and
-            nothing was changed.
+        CheckpointDamagedError: all that is there is damaged.
+        EnvironmentFaultError: it does not fit; the message names the first difference, and it has
+            changed nothing.
     """
     refuse_credentials(url)
     weights = weights_of(state)
@@ -82,14 +81,11 @@ def load_weights(
 
     damaged = []
     for source in on_all_ranks(communicator, look, timeout=timeout).check()[0]:
-        found: list[Restoration] = []
 
-        def prepare(source: _Source = source, found: list[Restoration] = found) -> None:
-            found.append(_prepared(source, weights, communicator.rank))
+        def prepare(source: _Source = source) -> Restoration:
+            return _prepared(source, weights, communicator.rank)
 
-        outcome = on_all_ranks(communicator, prepare, timeout=timeout)
-        if not outcome.failures:
-            outcome = on_all_ranks(communicator, found[0].apply, timeout=timeout)
+        outcome = give_back_together(communicator, prepare, timeout=timeout)
         kinds = {failure.kind for failure in outcome.failures}
         if kinds == {CheckpointDamagedError.__name__}:
             damaged.append(f"{source} ({outcome.failures[0].text})")

@@ -19,6 +19,7 @@ from trainkit.checkpoint.root import OpenRoot
 from trainkit.checkpoint.save.pace import Plan
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.schedule import Schedule
+from trainkit.checkpoint.torn import refuse_torn
 from trainkit.checkpoint.watching import new_steps
 from trainkit.coordination import Communicator
 from trainkit.errors import (
@@ -202,6 +203,7 @@ class CheckpointManager:
             OSError: the storage failed at each attempt; older checkpoints are untouched.
             DeadlineError: some ranks did not come; the message names them.
             EnvironmentFaultError: another run saves to the same folder.
+            CheckpointDamagedError: a restore has overwritten some of the state and failed.
         """
         if self._closed:
             raise UsageError("save() after close(): the checkpoint manager was closed")
@@ -218,9 +220,9 @@ class CheckpointManager:
         upload: bool | None = None,
     ) -> None:
         """Begin a save, to ``url`` or to the local tier alone; by turns if ``upload`` is None."""
-        if self._saver is None or self._root is None:
+        if self._saver is None:
             return
-        self._root.refuse_torn()
+        refuse_torn(self._state, f"save() to {self.url}")
         began = time.monotonic()
         step = _checked_step(step)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
@@ -310,9 +312,9 @@ class CheckpointManager:
             Its step, or None if none was ever committed to this run's folder.
 
         Raises:
-            CheckpointDamagedError: there are checkpoints, and all are damaged. Large files are
-                read straight into tensors, so that some of the state may have been overwritten;
-                nothing is saved then.
+            CheckpointDamagedError: there are checkpoints, and all are damaged. Large files of
+                torch modules are read straight into their tensors, so that some of these may have
+                been overwritten; such a state is not saved.
             EnvironmentFaultError: it is of another model or state; the message names the first
                 difference, and it has changed nothing.
             InputMissingError: nothing lies at ``init_from``.
@@ -328,6 +330,7 @@ class CheckpointManager:
         if init_from is not None:
             timeout = self._options.timeout
             load_weights(init_from, self._state, self._communicator, timeout=timeout)
+        refuse_torn(self._state, "restore_latest()")
         return None
 
     def restore(self, step: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainkit.checkpoint.adapters.state import Restoration
-from trainkit.checkpoint.agreement import Outcome, on_all_ranks
+from trainkit.checkpoint.agreement import Outcome, give_back_together, on_all_ranks
 from trainkit.checkpoint.collecting import not_collecting
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
@@ -33,7 +33,7 @@ class Found:
     """Whether the root has it as well."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Restorer:
     """Restores a state; each method is called by every rank.
 
@@ -48,8 +48,6 @@ class Restorer:
     timeout: float
     marks: bool = True
     near: Storage | None = None
-    torn: bool = False
-    """Whether some of the state was overwritten by a checkpoint that then could not be restored."""
 
     def newest(self) -> Found | None:
         """Restore the newest checkpoint that is whole on all ranks; None if none was committed.
@@ -100,32 +98,22 @@ class Restorer:
         outcome.check()
         return found
 
-    def _restore(self, found: Found) -> "Outcome[Any]":
-        """Restore a checkpoint on all ranks, or on none unless the state is ``torn`` by it."""
-        outcome, prepared = self._prepare(found)
-        if outcome.failures:
-            return outcome
-        self.torn = True
-        # A large file is read into the state itself, so that it may turn out damaged only now.
-        applied = on_all_ranks(self.communicator, prepared[0].apply, timeout=self.timeout)
-        self.torn = bool(applied.failures)
-        (saved_world, *_) = outcome.check()
-        if not self.torn and saved_world != self.communicator.world_size:
-            self._tell_of_other_world(saved_world)
-        return applied
-
-    def _prepare(self, found: Found) -> tuple[Outcome[int], list[Restoration]]:
-        """Check what can be without a change; the result is the number of ranks that saved it."""
-        prepared: list[Restoration] = []
+    def _restore(self, found: Found) -> Outcome[Any]:
+        """Restore a checkpoint on all ranks, or on none."""
         rank, world_size = self.communicator.rank, self.communicator.world_size
+        saved_world = world_size
 
-        def prepare() -> int:
+        def prepare() -> Restoration:
+            nonlocal saved_world
             reader = StepReader(self._place(found), found.folder)
+            saved_world = reader.manifest.world_size
             with not_collecting():
-                prepared.append(reader.prepare(self.state, rank, world_size))
-            return reader.manifest.world_size
+                return reader.prepare(self.state, rank, world_size)
 
-        return on_all_ranks(self.communicator, prepare, timeout=self.timeout), prepared
+        outcome = give_back_together(self.communicator, prepare, timeout=self.timeout)
+        if not outcome.failures and saved_world != world_size:
+            self._tell_of_other_world(saved_world)
+        return outcome
 
     def _place(self, found: Found) -> Storage:
         return self.near if found.local and self.near is not None else self.storage
@@ -191,12 +179,12 @@ class Restorer:
         )
 
 
-def _is_damage(outcome: Outcome[int]) -> bool:
+def _is_damage(outcome: Outcome[Any]) -> bool:
     """Whether the checkpoint itself is at fault; the same answer on all ranks."""
     kind = CheckpointDamagedError.__name__
     return bool(outcome.failures) and all(f.kind == kind for f in outcome.failures)
 
 
-def _is_torn(outcome: Outcome[int]) -> bool:
+def _is_torn(outcome: Outcome[Any]) -> bool:
     """Whether the save of the checkpoint was cut off, so that nobody was told of it."""
     return _is_damage(outcome) and outcome.failures[0].text.startswith(TornManifestError.__name__)

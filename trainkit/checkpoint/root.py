@@ -4,9 +4,9 @@ import heapq
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
@@ -19,14 +19,12 @@ from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.saving import Saver
 from trainkit.checkpoint.tiers import clear_tier, open_tier, upload_leftover
 from trainkit.coordination import Communicator, PrefixedStore
-from trainkit.errors import DeadlineError, UsageError
+from trainkit.errors import DeadlineError
 from trainkit.storage import Storage
 
 __all__ = ["OpenRoot"]
 
 log = logging.getLogger(__name__)
-
-F = TypeVar("F", Found, Found | None)
 
 _SLOWER = 5.0
 """How many times longer than the last ones a save may take that ends in a failing run …"""
@@ -46,8 +44,6 @@ class OpenRoot:
     """None where nothing is ever written."""
     hold: Hold | None = None
     tier: LocalTier | None = None
-    torn: bool = False
-    """Whether a restore failed that had begun to change the state, and none has succeeded since."""
 
     def take(self, policy: RetentionPolicy, local_tier: str | os.PathLike[str] | None) -> Saver:
         """Take the root for this run, until ``leave``, to save to it.
@@ -94,7 +90,7 @@ class OpenRoot:
         have the newest one.
         """
         self._upload_leftover()
-        found = self._restored(lambda restorer: restorer.newest())
+        found = self._restorer.newest()
         if found is not None and self.saver is not None:
             self.saver.forget()
             if not found.uploaded:
@@ -104,23 +100,10 @@ class OpenRoot:
 
     def restore_step(self, step: int) -> Found:
         """Restore the checkpoint of ``step``; raises what ``Restorer.step`` raises."""
-        found = self._restored(lambda restorer: restorer.step(step))
+        found = self._restorer.step(step)
         if self.saver is not None:
             self.saver.forget()
         return found
-
-    def refuse_torn(self) -> None:
-        """Keep a state that nobody can want from being saved.
-
-        Raises:
-            UsageError: a restore has failed that had begun to change it.
-        """
-        if self.torn:
-            raise UsageError(
-                f"save() to {self.storage.url}: the last restore failed when some of the state was "
-                f"overwritten already, so that it is of no step. Restore a checkpoint that is "
-                f"whole first, or start again."
-            )
 
     def steps(self) -> Iterator[StepFolder]:
         """Checkpoints that could be restored, newest first, as far as sizes tell."""
@@ -191,20 +174,16 @@ class OpenRoot:
         """The local tier, where it is a root of checkpoints itself."""
         return self.tier.storage() if self.tier is not None and self.tier.shared else None
 
-    def _restored(self, restore: Callable[[Restorer], F]) -> F:
-        restorer = Restorer(
+    @property
+    def _restorer(self) -> Restorer:
+        return Restorer(
             self.storage,
             self.state,
             self.communicator,
             self.options.timeout,
             marks=not self.options.read_only,
             near=self._near,
-            torn=self.torn,
         )
-        try:
-            return restore(restorer)
-        finally:
-            self.torn = restorer.torn
 
 
 def _is_only_near(kept: StepFolder | None, committed: StepFolder | None) -> bool:

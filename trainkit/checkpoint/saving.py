@@ -23,7 +23,7 @@ from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.save.verdicts import Verdicts
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
 from trainkit.coordination import Communicator, Store
-from trainkit.errors import TrainkitError
+from trainkit.errors import RetryableError, TrainkitError
 from trainkit.storage import Storage
 from trainkit.waiting import Deadline
 
@@ -192,6 +192,10 @@ class Saver:
         except (Exception, TrainkitError) as error:
             flight.error = error
             self._settling.own_end(flight, Failure.of(rank, error))
+            raise
+        except BaseException:  # Ctrl-C; who goes on must not take it for saved
+            flight.error = RetryableError(f"saving step {step} was interrupted")
+            self._settling.own_end(flight, Failure.of(rank, flight.error))
             raise
         finally:
             flight.stalled = flight.deadline.elapsed

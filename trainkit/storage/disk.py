@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainkit.storage.base import Bytes
-from trainkit.storage.largepages import BUFFER_BYTES, address, buffer
+from trainkit.storage.largepages import BUFFER_BYTES, address, buffer, copy
 
 __all__ = ["NewFile", "flush_folder", "flush_folders", "write_files", "write_new"]
 
@@ -151,9 +151,7 @@ class NewFile:
             while begin < end:
                 piece = self.data[begin:end]
                 if direct and large is not None:
-                    piece = piece[:BUFFER_BYTES]
-                    large[: len(piece)] = piece
-                    piece = large[: len(piece)]
+                    piece = copy(piece[:BUFFER_BYTES], large)
                 try:
                     begin += os.pwrite(self.descriptor, piece, begin)
                 except OSError as error:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-__all__ = ["BUFFER_BYTES", "address", "buffer"]
+__all__ = ["BUFFER_BYTES", "address", "buffer", "copy"]
 
 BUFFER_BYTES = 4 << 20
 """Of one buffer: two pages."""
 
 _PAGE = 2 << 20
+_NOWHERE = 1
 _KEPT = 4
 """Buffers that stay from one group of files to the next: the kernel fills new ones with zeros."""
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -27,26 +28,43 @@ _free: list[memoryview] = []
 @contextlib.contextmanager
 def buffer() -> Iterator[memoryview | None]:
     """A buffer for one thread, on a boundary of its pages; None where there are no large pages."""
-    if not _are_there():
-        yield None
-        return
-    try:  # another thread may be faster
-        found = _free.pop()
-    except IndexError:
-        found = _new()
+    found = _buffer() if _are_there() else None
     try:
         yield found
     finally:
-        if len(_free) < _KEPT:
+        if found is not None and len(_free) < _KEPT:
             _free.append(found)
+
+
+def copy(data: memoryview, into: memoryview) -> memoryview:
+    """Copy bytes to the beginning of a buffer, while other threads of Python go on.
+
+    Returns:
+        The bytes in the buffer.
+    """
+    begin = address(data)
+    if begin == _NOWHERE:
+        into[: len(data)] = data
+    else:
+        ctypes.memmove(address(into), begin, len(data))
+    return into[: len(data)]
 
 
 def address(data: memoryview) -> int:
     """Where the bytes lie in memory; 1, which is on no boundary, where that cannot be told."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(data))
-    except TypeError:  # read-only memory
-        return 1
+    except (TypeError, ValueError):  # read-only memory, or none
+        return _NOWHERE
+
+
+def _buffer() -> memoryview | None:
+    try:  # another thread may be faster
+        return _free.pop()
+    except IndexError:
+        with contextlib.suppress(OSError):  # no memory for it: it goes without
+            return _new()
+        return None
 
 
 def _new() -> memoryview:

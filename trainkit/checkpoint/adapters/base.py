@@ -17,6 +17,7 @@ __all__ = [
     "LateAdapter",
     "Parts",
     "RawFile",
+    "Reading",
     "Saved",
     "ShardedAdapter",
     "SketchingAdapter",
@@ -26,8 +27,19 @@ __all__ = [
 ]
 
 Apply = Callable[[], None]
-"""Gives a checked value back to its object. Bytes of a large file are verified on the way there,
-so that it may raise ``CheckpointDamagedError``."""
+"""Gives a checked value back to its object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Reads large files straight into its object, a torch module, and so gives it all back.
+
+    Bytes are verified on their way, so that it may raise ``CheckpointDamagedError`` when some of
+    the object has been overwritten.
+    """
+
+    read: Callable[[], None]
+
 
 _NOTHING = object()
 
@@ -172,8 +184,9 @@ class StateAdapter(Protocol):
 
     It sees the whole state, since an optimizer is keyed by the names that a module gives to
     its parameters. Nothing is given back before all entries have been prepared, so that a
-    state that does not fit leaves every object as it was. One adapter serves all entries of its
-    kind in one save or one restore, so that it can keep several of them together.
+    state that does not fit leaves every object as it was; and nothing before what reads has
+    read, so that damage leaves all but torch modules as they were. One adapter serves all
+    entries of its kind in one save or one restore, so that it can keep several of them together.
     """
 
     kind: ClassVar[str]
@@ -186,7 +199,9 @@ class StateAdapter(Protocol):
         """
         ...
 
-    def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
+    def prepare(
+        self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]
+    ) -> Apply | Reading:
         """Check that ``saved``, by the documents' paths, fits the entry ``name``.
 
         Raises:

@@ -9,6 +9,7 @@ from trainkit.checkpoint.adapters.base import (
     Apply,
     Document,
     LateAdapter,
+    Reading,
     Saved,
     ShardedAdapter,
     SketchingAdapter,
@@ -23,6 +24,7 @@ from trainkit.checkpoint.adapters.plain import (
 )
 from trainkit.checkpoint.format.layout import check_entry_name, rank_state_path
 from trainkit.checkpoint.format.manifest import Entry
+from trainkit.checkpoint.torn import mark_torn, mend
 from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, UsageError
 from trainkit.frameworks import loaded, of_object
 from trainkit.state import PerRank
@@ -121,7 +123,11 @@ def _own_parts(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Restoration:
-    """Gives a checkpoint back to a state: all is checked before anything is changed."""
+    """Gives a checkpoint back to a state, in three steps, each done once all ranks did the last.
+
+    ``prepare`` checks all but the bytes of large files, ``read`` reads these straight into torch
+    modules and verifies them on the way, ``apply`` changes all else.
+    """
 
     def __init__(self, state: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
         """Compare the names and kinds of entries.
@@ -132,6 +138,7 @@ class Restoration:
         """
         self._state = state
         self._adapters: dict[str, StateAdapter] = {}
+        self._reads: dict[str, Reading] = {}
         self._applies: list[Apply] = []
         self._random: dict[str, Any] | None = None
         for name, value in state.items():
@@ -156,7 +163,11 @@ class Restoration:
         """
         adapter = _adapter(self._state[name])
         adapter = self._adapters.setdefault(adapter.kind, adapter)
-        self._applies.append(adapter.prepare(name, self._state, _Documents(saved)))
+        prepared = adapter.prepare(name, self._state, _Documents(saved))
+        if isinstance(prepared, Reading):
+            self._reads[name] = prepared
+        else:
+            self._applies.append(prepared)
 
     def prepare_rank(self, saved: Saved, *, same_world: bool) -> None:
         """Check what was saved by the rank of the same number.
@@ -180,12 +191,29 @@ class Restoration:
             rng.check(value.get("random"))
             self._random = value["random"]
 
+    @property
+    def reads(self) -> bool:
+        """Whether there is something to ``read``."""
+        return bool(self._reads)
+
+    def read(self) -> None:
+        """Read large files into the modules that they are of, which are torn until ``apply``.
+
+        Raises:
+            CheckpointDamagedError: bytes are not those that were saved.
+            OSError: they cannot be read.
+        """
+        mark_torn(self._state[name] for name in self._reads)
+        for reading in self._reads.values():
+            reading.read()
+
     def apply(self) -> None:
-        """Change the state; random generators last, since loading may draw numbers."""
+        """Change the rest of the state; random generators last, since loading may draw numbers."""
         for apply in self._applies:
             apply()
         if self._random is not None:
             rng.give_back(self._random)
+        mend(self._state.values())
 
 
 class _Documents(dict[str, Saved]):

@@ -1,1 +1,1 @@
-"""Reading checkpoints: every byte is checked before anything is changed."""
+"""Reading checkpoints: every byte that is used is verified."""

@@ -71,7 +71,11 @@ def in_threads(threads: int) -> Iterator[Any]:
     try:
         yield pool.map
     finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            pool.shutdown(cancel_futures=True)
+        except BaseException:  # a second Ctrl-C; but threads still write to what is not theirs
+            pool.shutdown()
+            raise
 
 
 def _memory(size: int) -> memoryview:

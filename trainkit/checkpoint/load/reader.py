@@ -92,10 +92,10 @@ class StepReader:
             yield RankDocuments(ranges, self._file, f"{self._storage.url}/{name}")
 
     def document(self, path: str) -> Saved:
-        """Read and check all files of one document, which is a path without suffix.
+        """Read and check the files of one document, which is a path without suffix.
 
-        A file that was saved as it is, whose document is its own path, is read only when the
-        result is asked for it: several entries may share one.
+        Large files of tensors are read when the result is asked for these, and so is a file that
+        was saved as it is, whose document is its own path: several entries may share one.
 
         Raises:
             CheckpointDamagedError: bytes are not those that were saved, or files are missing.

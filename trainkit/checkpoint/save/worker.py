@@ -69,6 +69,8 @@ class _Worker:
         """Bytes of the memory that are what is to be saved, from its beginning on."""
         self._news = threading.Condition()
         """Of the two above."""
+        self._since = 0.0
+        """When the work had all bytes, from which moment on its time is counted."""
         self._sent: tuple[str, dict[str, FileRecord]] | None = None
         """The step folder that went to the root last, and this rank's files in it."""
 
@@ -80,25 +82,26 @@ class _Worker:
                 self._news.notify_all()
         elif message["do"] == "filled":
             with self._news:
-                self._filled = message["filled"]
+                self._filled, self._since = message["filled"], time.monotonic()
                 self._news.notify_all()
         elif message["do"] == "map" and descriptor is not None:
             self._memory = mapped(descriptor, message["size"])
             os.close(descriptor)
         else:
             self._given_up, self._filled = False, message["filled"]
+            self._since = time.monotonic()
             threading.Thread(target=self._work, args=(message,), daemon=True).start()
 
     def _work(self, message: dict[str, Any]) -> None:
         job = Job.from_json(message["job"])
-        failure, began = None, time.monotonic()
+        failure = None
         try:
             self._save(job, message["files"], again=message["again"])
         except (Exception, TrainkitError) as error:
             if not isinstance(error, (TrainkitError, OSError, GivenUpError)):
                 logging.getLogger(__name__).exception("saving step %d failed", job.folder.step)
             failure = asdict(Failure.of(job.rank, error))
-        self._tell({"failure": failure, "seconds": time.monotonic() - began})
+        self._tell({"failure": failure, "seconds": time.monotonic() - self._since})
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:
@@ -109,7 +112,7 @@ class _Worker:
     def _save(self, job: Job, files: dict[str, list[int]], *, again: bool) -> None:
         if self._storage is None:
             self._storage = open_storage(self._url)
-        storage, tier, began = self._storage, self._tier, time.monotonic()
+        storage, tier = self._storage, self._tier
         if again:
             begun = [storage] if job.upload else []
             for place in (*begun, *(() if tier is None else (tier.storage(),))):
@@ -135,7 +138,7 @@ class _Worker:
                     job,
                     put,
                     check=self._check,
-                    kept=lambda: self._tell({"kept": time.monotonic() - began}),
+                    kept=lambda: self._tell({"kept": time.monotonic() - self._since}),
                 )
             finally:
                 for view in views.values():

@@ -149,19 +149,16 @@ class Background:
         self._foreground = Foreground(storage, tier)
         self._current: WriterProcess | Foreground = self._process
         self._preparing: threading.Thread | None = None
-        self._overlap = 0.0
-        """Seconds of the last job's that the copying took beside it."""
 
     @property
     def kept(self) -> float | None:
         """See ``Writer.kept``."""
-        kept = self._current.kept
-        return None if kept is None else max(0.0, kept - self._overlap)
+        return self._current.kept
 
     @property
     def seconds(self) -> float:
         """See ``Writer.seconds``."""
-        return max(0.0, self._current.seconds - self._overlap)
+        return self._current.seconds
 
     def warm(self, size: int) -> None:
         """See ``Writer.warm``: the other process starts, and fetches the memory."""
@@ -184,7 +181,6 @@ class Background:
         """See ``Writer.submit``: one that is urgent is written while it is copied."""
         self._await_arena()
         files, size = _placed(images)
-        self._overlap = 0.0
         if not self._has_room(size):
             self._current = self._foreground
             self._foreground.submit(job, images, check, urgent=urgent)
@@ -197,14 +193,12 @@ class Background:
             process.submit(job, files, size)
             return
         process.arena.reserve(size)
-        process.submit(job, files, 0)
-        began = Deadline(0.0)
         try:
+            process.submit(job, files, 0)
             fill(process.arena, placed, size, process.tell_filled)
         except BaseException:
             process.make_ready()  # or it would wait for bytes that do not come
             raise
-        self._overlap = began.elapsed
 
     def poll(self, seconds: float) -> tuple[bool, Failure | None]:
         """See ``Work.poll``."""

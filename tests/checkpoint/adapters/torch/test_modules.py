@@ -1,5 +1,6 @@
 """Modules load bare, wrapped and compiled alike, and files load without trainkit."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -190,6 +191,25 @@ def test_another_shape_is_refused_by_name(tmp_path):
     words = r"model\.0\.weight: the run expects the shape \(5, 3\), the checkpoint holds \(4, 3\)"
     with pytest.raises(EnvironmentFaultError, match=words):
         CheckpointManager(tmp_path, {"model": net(5)}).restore_latest()
+
+
+def test_an_array_in_the_place_of_a_tensor_is_refused(tmp_path):
+    class Extra(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def get_extra_state(self):
+            return self.scale
+
+        def set_extra_state(self, state):
+            self.scale = state
+
+    CheckpointManager(tmp_path, {"model": Extra(np.ones(3, np.float32))}).save(1)
+    fresh = Extra(torch.zeros(3))
+    with pytest.raises(EnvironmentFaultError, match="_extra_state: the run expects the shape"):
+        CheckpointManager(tmp_path, {"model": fresh}).restore_latest()
+    assert torch.equal(fresh.scale, torch.zeros(3))
 
 
 def test_another_precision_is_a_warning(tmp_path, caplog):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.checkpoint.adapters import rng
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES
 from trainkit.checkpoint.load import reader, unread
 from trainkit.checkpoint.save import division
-from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError, UsageError
+from trainkit.errors import CheckpointDamagedError, EnvironmentFaultError
 
 HERE = CheckpointOptions(background=False)
 LARGE = 3 * CHUNK_BYTES // 4
@@ -149,13 +150,43 @@ def test_tensors_that_share_memory_or_have_gaps(tmp_path):
     assert (fresh.columns.storage_offset(), fresh.columns.stride()) == before
 
 
-def test_tensors_that_were_two_and_are_one_now(tmp_path):
-    """Each file's bytes are verified, whoever else writes to the same memory."""
-    two = torch.nn.ModuleList([torch.nn.Linear(9, 9, bias=False) for _ in range(2)])
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_of_tensors_that_were_two_and_are_one_now_the_last_counts(tmp_path, names):
+    """As in torch; and each one's bytes are verified, whoever else writes to the same memory."""
+
+    def model(tied):
+        it = torch.nn.Module()
+        for name in names:
+            it.add_module(name, torch.nn.Linear(9, 9, bias=False))
+        if tied:
+            it.get_submodule(names[1]).weight = it.get_submodule(names[0]).weight
+        return it
+
+    two, one = model(tied=False), model(tied=True)
     saved(tmp_path, two)
-    one = torch.nn.ModuleList([torch.nn.Linear(9, 9, bias=False)] * 2)
     manager(tmp_path, one).restore_latest()
-    assert torch.equal(one[0].weight, two[1].weight)
+    assert torch.equal(one.a.weight, two.get_submodule(names[1]).weight)
+
+
+def test_where_tensors_are_made_elsewhere_by_default(tmp_path):
+    saved(tmp_path, Shared(3))
+    fresh = Shared(0)
+    with torch.device("meta"):
+        manager(tmp_path, fresh).restore_latest()
+    assert same(fresh, Shared(3))
+
+
+def test_numpy_is_not_needed(tmp_path, monkeypatch):
+    saved(tmp_path, Net(1))
+    fresh = Net(0)
+
+    def unavailable(*_, **__):
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch.Tensor, "numpy", unavailable)
+    monkeypatch.setattr(rng, "give_back", lambda states: None)  # torch's own way takes it here
+    manager(tmp_path, fresh).restore_latest()
+    assert same(fresh, Net(1))
 
 
 def test_another_precision_is_converted_with_a_warning(tmp_path, caplog):
@@ -186,6 +217,17 @@ def test_autograd_is_told(tmp_path):
         loss.backward()
 
 
+def test_autograd_is_told_of_damage_too(tmp_path):
+    saved(tmp_path, Net(1))
+    damage(tmp_path, 1)
+    fresh = Net(0)
+    loss = (fresh.large * fresh.large).sum()
+    with pytest.raises(CheckpointDamagedError):
+        manager(tmp_path, fresh).restore_latest()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_damage_on_the_way_is_passed_over_and_the_older_one_is_whole(tmp_path, caplog):
     old = Net(1)
     saved(tmp_path, old, Net(2))
@@ -207,16 +249,33 @@ def test_where_nothing_is_whole_the_state_is_not_saved_any_more(tmp_path):
     with pytest.raises(CheckpointDamagedError, match="no checkpoint that is whole"):
         own.restore_latest()
     assert not same(fresh, Net(0))
-    with pytest.raises(UsageError, match="overwritten already"):
-        own.save(2)
+    other = manager(tmp_path / "other", torch.nn.Sequential(fresh))  # of which it is a part
+    for refused in (lambda: own.save(2), lambda: other.save(2), other.restore_latest):
+        with pytest.raises(CheckpointDamagedError, match="overwritten some of model already"):
+            refused()
+    manager(tmp_path / "another", Net(0)).save(2)
     with pytest.raises(CheckpointDamagedError, match="do not match their checksum"):
         own.restore(1)
-    with pytest.raises(UsageError, match="overwritten already"):
+    with pytest.raises(CheckpointDamagedError, match="overwritten some of model already"):
         own.save(2)
     damage(tmp_path, 1)  # the same bit: it is whole again
     assert own.restore(1) == 1
     assert same(fresh, Net(1))
     own.save(2)
+    other.save(2)
+
+
+def test_damage_on_the_way_leaves_all_else_as_it_was(tmp_path, box):
+    first = manager(tmp_path, Net(1), box=box(1))
+    first.save(1)
+    first.close()
+    damage(tmp_path, 1)
+    kept = box(0)
+    before = torch.get_rng_state()
+    with pytest.raises(CheckpointDamagedError):
+        manager(tmp_path, Net(0), box=kept).restore_latest()
+    assert kept.value == 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_damage_that_is_found_before_leaves_the_state_as_it_was(tmp_path):
@@ -254,6 +313,30 @@ def test_damage_that_one_rank_meets_on_the_way_counts_for_all(
     assert on_ranks(2, rank) == [(1, True), (1, True)]
 
 
+def test_where_nothing_is_whole_no_rank_has_a_state_to_save(tmp_path, on_ranks, quick, monkeypatch):
+    saved(tmp_path, Net(1))
+    fill = unread.UnreadFile.fill
+
+    def bad_on_rank_1(self, into):
+        fill(self, into)
+        if self._storage.rank == 1:
+            raise CheckpointDamagedError("bytes are not those that were saved")
+
+    monkeypatch.setattr(unread.UnreadFile, "fill", bad_on_rank_1)
+
+    def rank(communicator):
+        model = Net(0)
+        more = {"communicator": communicator, "options": quick}
+        own = CheckpointManager(tmp_path, {"model": model}, **more)
+        own._root.storage.rank = communicator.rank
+        with pytest.raises(CheckpointDamagedError, match="no checkpoint that is whole"):
+            own.restore_latest()
+        with pytest.raises(CheckpointDamagedError, match="overwritten some of model already"):
+            own.save(2)
+
+    assert on_ranks(2, rank) == [None, None]
+
+
 def test_weights_to_begin_with_are_passed_over_as_well(tmp_path, caplog):
     saved(tmp_path / "old", Net(1), Net(2))
     damage(tmp_path / "old", 2)
@@ -262,6 +345,19 @@ def test_weights_to_begin_with_are_passed_over_as_well(tmp_path, caplog):
     assert same(fresh, Net(1))
     with caplog.at_level(logging.WARNING):
         assert "is passed over" in caplog.text
+
+
+def test_weights_to_begin_with_that_are_damaged_are_not_trained(tmp_path):
+    saved(tmp_path / "old", Net(1))
+    damage(tmp_path / "old", 1)
+    own = manager(tmp_path / "new", Net(0))
+    with pytest.raises(CheckpointDamagedError, match="holds nothing that is whole"):
+        own.restore_latest(init_from=tmp_path / "old")
+    with pytest.raises(CheckpointDamagedError, match="overwritten some of model already"):
+        own.save(1)
+    saved(tmp_path / "whole", Net(2))
+    assert own.restore_latest(init_from=tmp_path / "whole") is None
+    own.save(1)
 
 
 def test_an_optimizer_beside_it_reads_its_file_whole(tmp_path, whole_files):

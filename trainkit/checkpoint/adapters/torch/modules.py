@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from trainkit.checkpoint.adapters.base import Apply, Document, Saved
+from trainkit.checkpoint.adapters.base import Apply, Document, Reading, Saved
 from trainkit.checkpoint.adapters.torch.sharded import (
     described,
     gathered,
@@ -91,7 +91,9 @@ class ModuleAdapter:
         parts = {key: own_part(v) for key, _, v in _items(state[name]) if is_sharded(v)}
         return {key: part for key, part in parts.items() if part is not None}
 
-    def prepare(self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]) -> Apply:
+    def prepare(
+        self, name: str, state: Mapping[str, Any], saved: Mapping[str, Saved]
+    ) -> Apply | Reading:
         """See ``StateAdapter.prepare``."""
         module, stored = state[name], saved[f"{name}/model"].tensors
         plain = _plain_tensors(module)
@@ -148,8 +150,8 @@ _HOOKS = (
 )
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _HINT = (
-    "Restore into the model that was saved, or start with another checkpoint folder; nothing was "
-    "changed."
+    "Restore into the model that was saved, or start with another checkpoint folder; it has "
+    "changed nothing."
 )
 
 
@@ -199,8 +201,8 @@ def _has_usual_ways(kind: type[torch.nn.Module]) -> bool:
 
 def _into_plain(
     name: str, targets: Mapping[str, torch.Tensor], stored: Mapping[str, ReadTensor]
-) -> Apply:
-    """What copies tensors, and nothing else, into those of a module.
+) -> Apply | Reading:
+    """What puts tensors, and does nothing else, into those of a module.
 
     Thousands of small ones are common, so every operation here counts.
     """
@@ -209,8 +211,8 @@ def _into_plain(
         found = stored[key]
         if target.shape != found.shape or DTYPES.get(target.dtype) != found.dtype:
             _compare_tensors(f"{name}.{key}", target, found.shape, dtype_of(found))
-    if read := straight_into(targets, stored):
-        return read
+    if reading := straight_into(targets, stored):
+        return reading
     values = [restored(stored[key]) for key in targets]
     return lambda: copy_all_into([*targets.values()], values)
 
@@ -221,8 +223,8 @@ def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -
     for key, value in expected.items():
         if is_tensor(value):
             saved = found[key]
-            shape = tuple(getattr(saved, "shape", ()))
-            _compare_tensors(f"{name}.{key}", value, shape, getattr(saved, "dtype", None))
+            dtype = saved.dtype if is_tensor(saved) else None
+            _compare_tensors(f"{name}.{key}", value, tuple(getattr(saved, "shape", ())), dtype)
 
 
 def _compare_names(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ __all__ = ["OptimizerAdapter"]
 
 _HINT = (
     "Restore with the optimizer and model that were saved, or start with another checkpoint "
-    "folder; nothing was changed."
+    "folder; it has changed nothing."
 )
 
 
