@@ -63,35 +63,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="benchmark-", dir=args.folder))
+    found: dict[str, dict[str, Rounds]] = {}
+    print(machine())
     try:
-        found = _measure(args.state or list(STATES), args.rounds, args.first, folder)
+        for operation in (*OPERATIONS, FIRST):
+            states = args.state or list(STATES)
+            rounds = args.first if operation == FIRST else args.rounds
+            found[operation] = {s: _measure(operation, s, rounds, folder) for s in states}
+            _print(operation, found[operation])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _print(found)
+    print()
+    for operation, state, peers, least in TARGETS:
+        if state in found[operation]:
+            print(_verdict(operation, state, found[operation][state], peers, least))
     if args.json:
         about = {"machine": machine(), "torch": torch.__version__, "trainkit": trainkit.__version__}
         args.json.write_text(json.dumps({**about, "seconds": found}, indent=1) + "\n")
 
 
-def _measure(
-    states: Sequence[str], rounds: int, first: int, folder: Path
-) -> dict[str, dict[str, Rounds]]:
-    found: dict[str, dict[str, Rounds]] = {}
-    for operation, make in OPERATIONS.items():
-        for state in states:
-            print(f"{operation}: {state}", file=sys.stderr)
-            with contextlib.ExitStack() as stack:
-                turns = make(stack, make_model(state), state, folder / "work")
-                for turn in turns.values():  # first times set things up
-                    turn()
-                gc.collect()
-                gc.freeze()  # what peers imported is not to be walked at everybody's cost
-                times = shuffled_rounds(list(turns), rounds, lambda name: turns[name]())  # noqa: B023
-                found.setdefault(operation, {})[state] = list(times)
-    for state in states:
-        print(f"{FIRST}: {state}", file=sys.stderr)
-        found.setdefault(FIRST, {})[state] = _first(state, first, folder / "first")
-    return found
+def _measure(operation: str, state: str, rounds: int, folder: Path) -> Rounds:
+    print(f"{operation}: {state}", file=sys.stderr)
+    if operation == FIRST:
+        return _first(state, rounds, folder / "first")
+    with contextlib.ExitStack() as stack:
+        turns = OPERATIONS[operation](stack, make_model(state), state, folder / "work")
+        for turn in turns.values():  # first times set things up
+            turn()
+        gc.collect()
+        gc.freeze()  # what peers imported is not to be walked at everybody's cost
+        return list(shuffled_rounds(list(turns), rounds, lambda name: turns[name]()))
 
 
 def _first(state: str, rounds: int, folder: Path) -> Rounds:
@@ -109,27 +110,22 @@ def _first(state: str, rounds: int, folder: Path) -> Rounds:
     return [{**found, MEMCPY: copy} for found, copy in zip(times, copied, strict=True)]
 
 
-def _print(found: dict[str, dict[str, Rounds]]) -> None:
-    print(machine())
-    for operation, by_state in found.items():
-        counts = {len(rounds) for rounds in by_state.values()}
-        print(f"\n### {operation[0].upper()}{operation[1:]}\n\n{max(counts)} rounds\n")
-        header = ["contender"]
-        for state in by_state:
-            header += [f"{state}, ms", "× trainkit"]
-        rows = []
-        for name in next(iter(by_state.values()))[0]:
-            row = [name]
-            for rounds in by_state.values():
-                times = Spread.of([times[name] for times in rounds])
-                ratio = "" if name == OURS else _times_ours(rounds, name).show(".2f")
-                row += [times.show(".1f", 1e3), ratio]
-            rows.append(row)
-        print_table(header, rows)
-    print()
-    for operation, state, peers, least in TARGETS:
-        if state in found.get(operation, {}):
-            print(_verdict(operation, state, found[operation][state], peers, least))
+def _print(operation: str, by_state: dict[str, Rounds]) -> None:
+    counts = {len(rounds) for rounds in by_state.values()}
+    print(f"\n### {operation[0].upper()}{operation[1:]}\n\n{max(counts)} rounds\n")
+    header = ["contender"]
+    for state in by_state:
+        header += [f"{state}, ms", "× trainkit"]
+    rows = []
+    for name in next(iter(by_state.values()))[0]:
+        row = [name]
+        for rounds in by_state.values():
+            times = Spread.of([times[name] for times in rounds])
+            ratio = "" if name == OURS else _times_ours(rounds, name).show(".2f")
+            row += [times.show(".1f", 1e3), ratio]
+        rows.append(row)
+    print_table(header, rows)
+    sys.stdout.flush()
 
 
 def _times_ours(rounds: Rounds, name: str) -> Spread:
