@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from trainkit.checkpoint.adapters.base import FileTensor
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
-from trainkit.checkpoint.format.chunks import fill_chunk, scatter_chunk
+from trainkit.checkpoint.format.chunks import scatter_chunk
 from trainkit.checkpoint.format.tensors import header_length, places
 from trainkit.checkpoint.load.files import THREADS, in_threads, read_verified
 from trainkit.errors import CheckpointDamagedError, InputMissingError
@@ -58,7 +58,23 @@ class UnreadFile:
     def fill(self, into: Mapping[str, memoryview]) -> None:
         """See ``TensorFile.fill``; in several threads."""
         header = memoryview(bytearray(self._body))
-        chunks = _chunks([header, *(into[key] for key in self._places)])
+        self._scatter([header, *(into[key] for key in self._places)])
+
+    def data(self, key: str) -> memoryview:
+        """See ``TensorFile.data``."""
+        if self._whole is None:
+            self._whole = read_verified(self._storage, self._path, self._record)[self._body :]
+        place = self._places[key]
+        return self._whole[place.begin : place.end]
+
+    def _first_chunks(self, count: int) -> memoryview:
+        data = memoryview(bytearray(min(count * CHUNK_BYTES, self._record.size)))
+        self._scatter([data])
+        return data
+
+    def _scatter(self, buffers: Iterable[memoryview]) -> None:
+        """Fill buffers from the beginning of the file, in several threads."""
+        chunks = _chunks(buffers)
         where = f"{self._storage.url}/{self._path}"
         try:
             with (
@@ -74,21 +90,6 @@ class UnreadFile:
                     pass
         except InputMissingError as error:
             raise CheckpointDamagedError(f"{where} is gone: {error}") from None
-
-    def data(self, key: str) -> memoryview:
-        """See ``TensorFile.data``."""
-        if self._whole is None:
-            self._whole = read_verified(self._storage, self._path, self._record)[self._body :]
-        place = self._places[key]
-        return self._whole[place.begin : place.end]
-
-    def _first_chunks(self, count: int) -> memoryview:
-        data = memoryview(bytearray(min(count * CHUNK_BYTES, self._record.size)))
-        for number in range(count):
-            begin = number * CHUNK_BYTES
-            chunk = data[begin : begin + CHUNK_BYTES]
-            fill_chunk(self._storage, self._path, chunk, begin, self._record.chunks[number])
-        return data
 
 
 def _chunks(buffers: Iterable[memoryview]) -> list[list[memoryview]]:
