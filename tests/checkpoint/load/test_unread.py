@@ -62,8 +62,9 @@ def test_each_tensor_alone_is_in_memory_of_ones_own(tmp_path):
     assert UnreadFile(storage, "f", record).tensors["a"].data[:1] == data["a"][:1]
 
 
-@pytest.mark.parametrize("chunk", range(5))
+@pytest.mark.parametrize("chunk", range(1, 5))
 def test_a_wrong_byte_in_any_chunk_is_found_and_its_place_named(tmp_path, chunk):
+    """But for the first, which is in memory by then."""
     storage, data, record = written(tmp_path)
     files = [UnreadFile(storage, "f", record) for _ in range(2)]
     change(tmp_path, min((chunk + 1) * CHUNK_BYTES, record.size) - 1)
@@ -157,12 +158,23 @@ def test_chunks_are_read_at_the_same_time(tmp_path):
     file = UnreadFile(storage, "f", record)
 
     def meet(offset, buffer):
-        if offset < 2 * CHUNK_BYTES:
+        if offset in (CHUNK_BYTES, 2 * CHUNK_BYTES):
             both.wait(60)  # one after the other, the first would wait in vain
 
     storage.meddle = meet
     file.fill(into)
     assert into == data
+
+
+def test_no_byte_is_read_twice(tmp_path):
+    storage, data, record = written(tmp_path)
+    storage, places = Scattering(storage.url), []
+    storage.meddle = lambda offset, buffer: places.append((offset, len(buffer)))
+    UnreadFile(storage, "f", record).fill(memory(data))
+    assert sorted(places) == [
+        (begin, min(CHUNK_BYTES, record.size - begin))
+        for begin in range(0, record.size, CHUNK_BYTES)
+    ]
 
 
 def test_bytes_of_no_tensor_are_noticed(tmp_path):

@@ -1,6 +1,6 @@
 """Large files of tensors, which are read straight to where their tensors belong."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from trainkit.checkpoint.adapters.base import FileTensor
 from trainkit.checkpoint.format.checksums import CHUNK_BYTES, FileRecord
@@ -33,6 +33,7 @@ class UnreadFile:
         self._body = 8 + header_length(first[:8], record.size)
         if self._body > len(first):
             first = self._first_chunks(-(-self._body // CHUNK_BYTES))
+        self._first = first
         found = places(first[8 : self._body], record.size - self._body)
         self._places = dict(sorted(found.items(), key=lambda item: item[1].begin))
         self._whole: memoryview | None = None
@@ -58,7 +59,13 @@ class UnreadFile:
     def fill(self, into: Mapping[str, memoryview]) -> None:
         """See ``TensorFile.fill``; in several threads."""
         header = memoryview(bytearray(self._body))
-        self._scatter([header, *(into[key] for key in self._places)])
+        chunks = _chunks([header, *(into[key] for key in self._places)])
+        known = -(-len(self._first) // CHUNK_BYTES)
+        left = self._first
+        for buffer in (buffer for chunk in chunks[:known] for buffer in chunk):
+            buffer[:] = left[: len(buffer)]
+            left = left[len(buffer) :]
+        self._scatter(chunks, range(known, len(chunks)))
 
     def data(self, key: str) -> memoryview:
         """See ``TensorFile.data``."""
@@ -69,24 +76,23 @@ class UnreadFile:
 
     def _first_chunks(self, count: int) -> memoryview:
         data = memoryview(bytearray(min(count * CHUNK_BYTES, self._record.size)))
-        self._scatter([data])
+        self._scatter(_chunks([data]), range(count))
         return data
 
-    def _scatter(self, buffers: Iterable[memoryview]) -> None:
-        """Fill buffers from the beginning of the file, in several threads."""
-        chunks = _chunks(buffers)
+    def _scatter(self, chunks: Sequence[Sequence[memoryview]], numbers: Sequence[int]) -> None:
+        """Fill some chunks, in several threads; all of them are given."""
         where = f"{self._storage.url}/{self._path}"
         try:
             with (
                 scatter_from(self._storage, self._path) as scatter,
-                in_threads(min(len(chunks), THREADS)) as each,
+                in_threads(min(len(numbers), THREADS)) as each,
             ):
 
                 def fill(number: int) -> None:
                     checksum = self._record.chunks[number]
                     scatter_chunk(scatter, where, chunks[number], number * CHUNK_BYTES, checksum)
 
-                for _ in each(fill, range(len(chunks))):
+                for _ in each(fill, numbers):
                     pass
         except InputMissingError as error:
             raise CheckpointDamagedError(f"{where} is gone: {error}") from None
