@@ -1,13 +1,19 @@
 """T6: any damage to any file is found, or provably of no use; the step before is restored."""
 
+import os
 import random
 import shutil
 
+import pytest
+
 from tests.faults import broken
 from tests.faults.oracle import Oracle
-from tests.faults.trials import Report, serve
+from tests.faults.trials import QUICK, WITH_TORCH, Report, serve
+from trainkit.checkpoint import CheckpointManager, CheckpointOptions
+from trainkit.checkpoint.format.checksums import CHUNK_BYTES
 
 FLIPS, CUTS, PAGES, SWAPS = 700, 100, 60, 60
+LARGE_FLIPS = 100
 WORLD, PAGE = 2, 4096
 
 UNUSED = ("ranks/rank00000.json", "ranks/rank00001.json")
@@ -173,6 +179,106 @@ def test_misplaced_folders(tally):
     tally("T6 damage", report)
     report.check()
     assert report.count == 5
+
+
+class LargePatient:
+    """Two checkpoints of a module whose file goes straight into its tensors, in three chunks; the
+    newer one is damaged and healed again."""
+
+    def __init__(self, root):
+        self.root = root
+        for step in (1, 2):
+            manager = CheckpointManager(root, {"model": self.model(step)}, keep=2, options=QUICK)
+            manager.save(step, blocking=True)
+            manager.close()
+        self.before, self.path = sorted(root.glob("step-*/model/model.safetensors"))
+        self.size = self.path.stat().st_size
+        self.fresh = self.model(0)
+
+    @staticmethod
+    def model(step):
+        import torch
+
+        it = torch.nn.Module()
+        for number, size in enumerate((5 << 20, 3, 1 << 20)):
+            generator = torch.Generator().manual_seed(10 * step + number)
+            value = torch.randn(size, generator=generator)
+            it.register_parameter(f"p{number}", torch.nn.Parameter(value))
+        return it
+
+    def judge(self, report, kind, change):
+        """Have a file changed, look, and put its bytes back."""
+        healthy = self.path.read_bytes()
+        place = change(self.path)
+        wrong = self.look()
+        self.path.write_bytes(healthy)
+        report.add(kind, wrong, place)
+
+    def look(self):
+        """What is wrong with what is restored."""
+        import torch
+
+        # Read only, so that no mark is left.
+        options = CheckpointOptions(read_only=True)
+        step = CheckpointManager(self.root, {"model": self.fresh}, options=options).restore_latest()
+        if step != 1:
+            return [f"I4: {step} is restored, not the one before"]
+        pairs = zip(self.fresh.parameters(), self.model(1).parameters(), strict=True)
+        return [] if all(torch.equal(a, b) for a, b in pairs) else ["I1: other bits than step 1's"]
+
+
+def damage_large(share, count, unchecked):
+    """Damage that is met on the way into tensors."""
+    from trainkit.checkpoint.load import reader
+
+    reader.LARGE = 0
+    report, rng = Report(), random.Random(share.number)
+    with share.root() as root, broken.unchecked() if unchecked else broken.nothing():
+        patient = LargePatient(root)
+
+        def flip(path):
+            place = rng.randrange(patient.size)
+            with open(path, "r+b") as file:
+                file.seek(place)
+                (byte,) = file.read(1)
+                file.seek(place)
+                file.write(bytes([byte ^ 1 << rng.randrange(8)]))
+            return place
+
+        def cut_off(path):
+            place = rng.choice([0, CHUNK_BYTES, patient.size - 1, rng.randrange(patient.size)])
+            os.truncate(path, place)
+            return place
+
+        def exchange_chunks(path):
+            data = path.read_bytes()
+            first, second = data[:CHUNK_BYTES], data[CHUNK_BYTES : 2 * CHUNK_BYTES]
+            path.write_bytes(second + first + data[2 * CHUNK_BYTES :])
+
+        kinds = {
+            "bit flip": (flip, count),
+            "cut off": (cut_off, count // 4),
+            "chunks exchanged": (exchange_chunks, 2),
+            "of another step": (lambda path: path.write_bytes(patient.before.read_bytes()), 2),
+        }
+        for kind, (change, times) in kinds.items():
+            for _ in share.of(range(times)):
+                patient.judge(report, f"large file, {kind}", change)
+    return report
+
+
+def test_damage_of_large_files(tally, scale):
+    pytest.importorskip("torch")
+    report = serve(damage_large, LARGE_FLIPS * scale, False, preload=WITH_TORCH)
+    tally("T6 damage", report)
+    report.check()
+    assert report.count > LARGE_FLIPS * scale
+
+
+def test_control_of_large_files():
+    pytest.importorskip("torch")
+    report = serve(damage_large, LARGE_FLIPS // 2, True, preload=WITH_TORCH)
+    assert len(report.violations) > report.count / 2, "damage is not found, and nobody sees it"
 
 
 def test_control():
