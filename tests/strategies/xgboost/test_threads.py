@@ -9,12 +9,13 @@ from trainkit.errors import StrategyError
 
 xgboost = pytest.importorskip("xgboost", reason="needs xgboost-cpu: trainkit[xgboost-cpu]")
 
-from trainkit.strategies.xgboost.threads import ThreadGuard  # noqa: E402 - needs xgboost
+from trainkit.strategies.xgboost.stuck import StuckWatch  # noqa: E402 - needs xgboost
+from trainkit.strategies.xgboost.threads import ThreadGuard  # noqa: E402
 
 
 @pytest.fixture
 def guard():
-    guard = ThreadGuard()
+    guard = ThreadGuard(StuckWatch())
     guard.install()
     yield guard
     guard.remove()
@@ -102,7 +103,7 @@ def test_what_needs_nobody_is_left_alone(guard):
 
 def test_xgboost_is_as_it_was_afterwards():
     before = xgboost.Booster.update, xgboost.QuantileDMatrix.__init__
-    guard = ThreadGuard()
+    guard = ThreadGuard(StuckWatch())
     guard.install()
     assert xgboost.Booster.update is not before[0]
     guard.remove()

@@ -16,11 +16,13 @@ from trainkit.strategies.link import RankLink
 from trainkit.strategies.xgboost.device import choose_device
 from trainkit.strategies.xgboost.group import Group, address_for_all
 from trainkit.strategies.xgboost.losses import (
+    end_at_once,
     explain,
     is_loss,
     missing_ranks,
     store_answers,
 )
+from trainkit.strategies.xgboost.stuck import StuckWatch
 from trainkit.strategies.xgboost.threads import ThreadGuard, require_connected
 from trainkit.topology import Topology
 
@@ -55,7 +57,8 @@ class Collective(Strategy):
         self._device = "cpu"
         self._link: RankLink | None = None
         self._group: Group | None = None
-        self._guard = ThreadGuard()
+        self._watch = StuckWatch()
+        self._guard = ThreadGuard(self._watch)
         self._threads: Threads | None = None
         self._left = False
         self._teardown_is_safe = True
@@ -77,10 +80,30 @@ class Collective(Strategy):
         address = address_for_all(self.communicator, topology)
         self._threads = Threads(self._link, self._guard, address, timeout)
         try:
-            self._group = Group.open(self.communicator, address, timeout)
+            with self._watch.connecting():
+                self._group = Group.open(self.communicator, address, timeout)
         except XGBoostError as error:
             raise self._explain(error, timeout) from None
+        self._watch_losses(self._link, timeout)
         self._guard.install()
+
+    def _watch_losses(self, link: RankLink, timeout: float) -> None:
+        """End this rank where XGBoost does not notice that another one has gone."""
+        place = self.communicator
+        store = link.second_connection("control")  # a thread's own, of the same keys
+        own = Communicator(store, place.rank, place.world_size, timeout=timeout)
+
+        missing: list[int] = []
+
+        def call_the_roll() -> None:
+            # At once, before ranks that have noticed take the store with them.
+            missing.extend(missing_ranks(own, lambda _: None))
+
+        def end() -> None:
+            error = XGBoostError("its connections have ended, and it waits for them")
+            end_at_once(explain(error, missing, own, timeout), place.rank)
+
+        self._watch.start(call_the_roll, end)
 
     def watch_store(self) -> Store:
         """See ``Strategy.watch_store``."""
@@ -141,6 +164,7 @@ class Collective(Strategy):
 
     def diagnose(self, error: BaseException) -> BaseException:
         """See ``Strategy.diagnose``: XGBoost says that a collective broke, and not who is gone."""
+        self._watch.stop()
         if self._group is None or not is_loss(error):
             return error
         found = self._explain(error, self.communicator.timeout)
@@ -166,6 +190,7 @@ class Collective(Strategy):
 
     def close(self, *, failed: bool = False) -> None:
         """See ``Strategy.close``."""
+        self._watch.stop()
         self._guard.remove()
         group = self._group
         if group is not None and not failed:

@@ -5,16 +5,27 @@ condition". So the ranks that live call the roll in the store: each says that it
 closes its connections, by which those that waited for it hear of it too.
 """
 
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from trainkit import config
 from trainkit.coordination import Communicator, Store
 from trainkit.errors import DeadlineError, PeerLostError, RetryableError, TrainkitError
 from trainkit.lifecycle.causes import is_collective_error
+from trainkit.lifecycle.failure import report
 from trainkit.waiting import Deadline, wait_until
 
-__all__ = ["explain", "is_loss", "missing_ranks", "store_answers"]
+__all__ = [
+    "end_at_once",
+    "explain",
+    "is_loss",
+    "missing_ranks",
+    "store_answers",
+]
 
 _ANSWER = 3.0
 """Seconds for one answer of the store before its host counts as gone."""
@@ -44,6 +55,14 @@ def store_answers(store: Store) -> bool:
     asking.start()
     asking.join(_ANSWER)
     return answered.is_set()
+
+
+def end_at_once(error: RetryableError, rank: int) -> NoReturn:
+    """Report ``error`` and end the process, whatever its other threads are in."""
+    code = report(error, rank=rank, error_file=config.environ().get("TORCHELASTIC_ERROR_FILE"))
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def missing_ranks(communicator: Communicator, leave: Callable[[bool], Any]) -> list[int]:

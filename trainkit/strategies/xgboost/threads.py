@@ -16,6 +16,7 @@ import xgboost
 from xgboost import collective
 
 from trainkit.errors import StrategyError
+from trainkit.strategies.xgboost.stuck import StuckWatch
 
 __all__ = ["ThreadGuard", "require_connected"]
 
@@ -25,6 +26,13 @@ _GUARDED: tuple[tuple[Any, str], ...] = (
     # They find the cuts of the histograms together with the other ranks.
     (xgboost.QuantileDMatrix, "__init__"),
     (xgboost.ExtMemQuantileDMatrix, "__init__"),
+)
+_WATCHED: tuple[tuple[Any, str], ...] = (
+    *_GUARDED,
+    # They wait for the other ranks in a thread that is connected, and for nobody in others.
+    (xgboost.Booster, "eval_set"),
+    (collective, "allreduce"),
+    (collective, "broadcast"),
 )
 
 
@@ -48,16 +56,23 @@ def require_connected(what: str) -> None:
 class ThreadGuard:
     """Has training in a thread without a connection raise, between ``install`` and ``remove``."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: StuckWatch) -> None:
+        """Prepare.
+
+        Args:
+            watch: is told of each call.
+        """
+        self._watch = watch
         self._allowed = threading.local()
         self._before: list[tuple[Any, str, Any]] = []
 
     def install(self) -> None:
         """Begin to watch."""
-        for owner, name in _GUARDED:
+        for owner, name in _WATCHED:
             original = owner.__dict__[name]
             self._before.append((owner, name, original))
-            setattr(owner, name, self._watched(original, f"{owner.__name__}.{name}"))
+            guarded = f"{owner.__name__}.{name}" if (owner, name) in _GUARDED else None
+            setattr(owner, name, self._watched(original, guarded))
 
     def remove(self) -> None:
         """Leave XGBoost as it was."""
@@ -82,13 +97,14 @@ class ThreadGuard:
         finally:
             self._allowed.alone = False
 
-    def _watched(self, original: Callable[..., Any], name: str) -> Callable[..., Any]:
-        what = name.replace(".__init__", "()")
+    def _watched(self, original: Callable[..., Any], guarded: str | None) -> Callable[..., Any]:
+        what = guarded and guarded.replace(".__init__", "()")
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if not getattr(self._allowed, "alone", False):
+            if what and not getattr(self._allowed, "alone", False):
                 require_connected(what)
-            return original(*args, **kwargs)
+            with self._watch.call():
+                return original(*args, **kwargs)
 
         return watched
