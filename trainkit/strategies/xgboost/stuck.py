@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from trainkit.errors import TrainkitError
+
 __all__ = ["StuckWatch"]
 
 _EVERY = 0.2
@@ -72,7 +74,8 @@ class StuckWatch:
         while all(os.path.exists(f"{_TASKS}/{thread}") for thread in self._threads):
             if self._over.wait(_EVERY):
                 return
-        gone()
+        with contextlib.suppress(TrainkitError, OSError):  # training closes the store meanwhile
+            gone()
         since = time.monotonic()
         while not self._over.wait(_EVERY):
             began = self._began
