@@ -31,8 +31,9 @@ _ANSWER = 3.0
 """Seconds for one answer of the store before its host counts as gone."""
 _ROLL_CALL = 5.0
 """Seconds for ranks to say that they live, at most …"""
-_SILENCE = 0.7
-"""… or so many seconds without another one that does: XGBoost tells all within milliseconds."""
+_SILENCE = 1.5
+"""… or so many seconds without another one that does: XGBoost tells all within milliseconds, and
+where it does not, ``stuck`` finds that within fractions of a second, on cores that are free."""
 
 
 def is_loss(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from trainkit.errors import TrainkitError
 __all__ = ["StuckWatch"]
 
 _EVERY = 0.2
-"""Seconds between two looks: ranks that have noticed the loss wait 0.7 s for those that live."""
+"""Seconds between two looks: ranks that have noticed the loss wait 1.5 s for those that live."""
 _PATIENCE = 10.0
 """Seconds for training to raise by itself, which it does within milliseconds."""
 _TASKS = "/proc/self/task"
