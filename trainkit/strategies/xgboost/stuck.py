@@ -58,17 +58,26 @@ class StuckWatch:
         """Training has raised, or is over; any number of times."""
         self._over.set()  # and not waited for: it may be talking to a store that does not answer
 
+    def enter(self) -> bool:
+        """A call into XGBoost begins, in whichever thread; what it returns is for ``leave``."""
+        if self._began is not None or threading.get_ident() != self._trainer:
+            return False
+        self._began = time.monotonic()
+        return True
+
+    def leave(self, entered: bool) -> None:
+        """The call has ended."""
+        if entered:
+            self._began = None
+
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
-        """A call into XGBoost, by whichever thread."""
-        mine = threading.get_ident() == self._trainer and self._began is None
-        if mine:
-            self._began = time.monotonic()
+        """Both, where a microsecond does not count."""
+        entered = self.enter()
         try:
             yield
         finally:
-            if mine:
-                self._began = None
+            self.leave(entered)
 
     def _watch(self, gone: Callable[[], None], end: Callable[[], None]) -> None:
         while all(os.path.exists(f"{_TASKS}/{thread}") for thread in self._threads):

@@ -98,13 +98,16 @@ class ThreadGuard:
             self._allowed.alone = False
 
     def _watched(self, original: Callable[..., Any], guarded: str | None) -> Callable[..., Any]:
-        what = guarded and guarded.replace(".__init__", "()")
+        what, watch = guarded and guarded.replace(".__init__", "()"), self._watch
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
             if what and not getattr(self._allowed, "alone", False):
                 require_connected(what)
-            with self._watch.call():
+            entered = watch.enter()
+            try:
                 return original(*args, **kwargs)
+            finally:
+                watch.leave(entered)
 
         return watched
