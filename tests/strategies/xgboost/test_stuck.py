@@ -1,6 +1,7 @@
 """A thread that is waited for and has gone; here it is one of ours, that Python does not know."""
 
 import _thread
+import contextlib
 import threading
 
 import pytest
@@ -25,6 +26,14 @@ class Watched:
             assert started.wait(60)
         self.watch.start(self.answered.set, self.ended.set)
 
+    @contextlib.contextmanager
+    def call(self):
+        entered = self.watch.enter()
+        try:
+            yield
+        finally:
+            self.watch.leave(entered)
+
     @property
     def watches(self):
         return any(thread.name == "trainkit-stuck" for thread in threading.enumerate())
@@ -46,14 +55,14 @@ def over(watched):
 
 
 def test_a_call_that_goes_on_without_it_is_ended(watched):
-    with watched.watch.call(), watched.watch.call():
+    with watched.call(), watched.call():
         watched.goes.set()
         assert watched.answered.wait(60)
         assert watched.ended.wait(60)
 
 
 def test_as_long_as_it_is_there_nothing_is_done(watched):
-    with watched.watch.call():
+    with watched.call():
         assert not watched.ended.wait(1.0)
     assert not watched.answered.is_set()
     assert watched.watches
@@ -61,7 +70,7 @@ def test_as_long_as_it_is_there_nothing_is_done(watched):
 
 def test_a_call_that_raises_is_left_alone(watched):
     def call():
-        with watched.watch.call():
+        with watched.call():
             watched.goes.set()
             assert watched.answered.wait(60)
             raise ConnectionError
@@ -76,7 +85,7 @@ def test_in_no_call_nothing_is_ended(watched):
     """As where a script has closed the connections itself, and trains by itself later on."""
     watched.goes.set()
     over(watched)
-    with watched.watch.call():
+    with watched.call():
         assert not watched.ended.wait(1.0)
     assert watched.answered.is_set()
 
@@ -85,7 +94,7 @@ def test_calls_of_other_threads_do_not_count(watched):
     done = threading.Event()
 
     def other():
-        with watched.watch.call():
+        with watched.call():
             done.wait(60)
 
     thread = threading.Thread(target=other)
@@ -98,7 +107,7 @@ def test_calls_of_other_threads_do_not_count(watched):
 
 
 def test_once_training_has_raised_nothing_is_ended(watched):
-    with watched.watch.call():
+    with watched.call():
         watched.watch.stop()
         watched.goes.set()
         assert not watched.ended.wait(1.0)

@@ -70,15 +70,6 @@ class StuckWatch:
         if entered:
             self._began = None
 
-    @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
-        """Both, where a microsecond does not count."""
-        entered = self.enter()
-        try:
-            yield
-        finally:
-            self.leave(entered)
-
     def _watch(self, gone: Callable[[], None], end: Callable[[], None]) -> None:
         while all(os.path.exists(f"{_TASKS}/{thread}") for thread in self._threads):
             if self._over.wait(_EVERY):
