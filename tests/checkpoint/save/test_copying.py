@@ -5,7 +5,7 @@ import pytest
 from trainkit.checkpoint.format.tensors import TensorSource
 from trainkit.checkpoint.save.arena import Arena
 from trainkit.checkpoint.save.copying import fill
-from trainkit.checkpoint.save.files import FileImage
+from trainkit.checkpoint.save.files import FileImage, Layouts
 
 PAGE = 4096
 
@@ -52,3 +52,76 @@ def test_tensors_are_told_group_by_group(arena, monkeypatch):
     expected = whole.ljust(2 * PAGE, b"\0") + b"{}"
     for _ in range(2):  # the second time into views that are there already
         assert told(arena, images, expected) == [8 + 3000, 8 + 7000, len(expected)]
+
+
+def vectors(torch, count, begin=0):
+    return {f"v{i:02}": torch.arange(begin + i, begin + i + 50) for i in range(count)}
+
+
+def mixed(torch):
+    """What is joined and what is not, in all orders that a file may have it in."""
+    few = {f"d{i}": torch.full((5 + i,), i / 2, dtype=torch.float64) for i in range(2)}
+    return {
+        **vectors(torch, 9),
+        **few,
+        "u": torch.arange(24).view(4, 6),  # between the vectors, by its name
+        "v03x": torch.arange(7)[::2],
+        "v05x": torch.zeros(0, dtype=torch.int64),
+        "v06x": torch.tensor(4),
+        "v07x": torch.arange(100, 100 + (1 << 14)),  # large
+        "w": torch.arange(6).view(2, 3).T,
+        "x": torch.ones(3, requires_grad=True),
+        "y": torch.tensor([1 + 2j, 3j]).conj(),
+        "z": torch.ones(5, dtype=torch.bool),
+    }
+
+
+def image_of(torch, layouts, tensors):
+    from trainkit.checkpoint.adapters.torch.tensors import source
+
+    return layouts.image("a", {name: source(tensor, name) for name, tensor in tensors.items()})
+
+
+def test_small_vectors_are_joined_with_all_else_between_them(arena, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from trainkit.checkpoint.save import torch as copies
+
+    joined = []
+    real = torch.cat
+    monkeypatch.setattr(
+        torch, "cat", lambda them, out: joined.append(len(them)) or real(them, out=out)
+    )
+    for told_bytes in (8 << 20, 1000, 100):
+        monkeypatch.setattr(copies, "_TOLD_BYTES", told_bytes)
+        layouts = Layouts()
+        arena.places = None
+        for begin in (0, 1000):  # the second time into views that are there already
+            tensors = mixed(torch) | vectors(torch, 9, begin)
+            image = image_of(torch, layouts, tensors)
+            whole = b"".join(map(bytes, image.parts()))
+            assert len(whole) == image.size
+            assert told(arena, [(0, image)], whole)[-1] == image.size
+    assert max(joined) >= 4
+
+
+def test_another_layout_is_not_copied_by_the_plan_of_the_last(arena):
+    torch = pytest.importorskip("torch")
+    layouts = Layouts()
+    one = vectors(torch, 8)
+    wider = {**one, "v03": torch.arange(99)}
+    turned = {name: tensor.float() for name, tensor in one.items()}
+    sizes = set()
+    for tensors in (wider, one, turned, {"v00": torch.arange(400)}, one):
+        image = image_of(torch, layouts, tensors)
+        whole = b"".join(map(bytes, image.parts()))
+        told(arena, [(0, image)], whole)
+        sizes.add(image.size)
+    assert len(sizes) > 1
+
+
+def test_a_layout_is_one_object_as_long_as_it_is_the_same():
+    torch = pytest.importorskip("torch")
+    layouts = Layouts()
+    first = image_of(torch, layouts, vectors(torch, 3))
+    assert image_of(torch, layouts, vectors(torch, 3, begin=5)).layout is first.layout
+    assert image_of(torch, layouts, vectors(torch, 4)).layout is not first.layout

@@ -23,8 +23,8 @@ class Arena:
         """Make one of no size."""
         self.descriptor = os.memfd_create("trainkit-checkpoint", os.MFD_CLOEXEC)
         self.size = 0
-        self.places: tuple[list[Any], list[Any]] | None = None
-        """A framework's views of it, and what they are views of; forgotten when it grows."""
+        self.places: tuple[Any, list[Any]] | None = None
+        """A framework's views of it, after what they are views of; forgotten when it grows."""
         self.unpin: Callable[[], None] | None = None
         """Undoes what lets a GPU write to it directly; None where none does."""
         self._map: mmap.mmap | None = None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainkit.checkpoint.save.arena import Arena
-from trainkit.checkpoint.save.files import FileImage
+from trainkit.checkpoint.save.files import FileImage, Layout
 from trainkit.frameworks import loaded
 
 __all__ = ["fill"]
@@ -30,18 +30,19 @@ def fill(
     """
     arena.reserve(size)
     together: list[tuple[int, Any]] = []
+    layouts: list[tuple[int, Layout | None]] = []
     with arena.view(0, size) as view:
-        for begin, image in images:
-            end = begin + len(image.head)
-            view[begin:end] = image.head
-            for tensor in image.tensors:
-                begin, end = end, end + tensor.num_bytes
+        for start, image in images:
+            view[start : start + len(image.head)] = image.head
+            layouts.append((start, image.layout))
+            for begin, tensor in zip(image.begins, image.tensors, strict=True):
                 if tensor.origin is None:
-                    view[begin:end] = tensor.load()
-                elif begin < end:
-                    together.append((begin, tensor.origin))
+                    begin += start
+                    view[begin : begin + tensor.num_bytes] = tensor.load()
+                else:
+                    together.append((start + begin, tensor.origin))
     if together and loaded("torch"):
         from trainkit.checkpoint.save.torch import copy_together
 
-        copy_together(arena, together, tell)
+        copy_together(arena, together, tell, layouts)
     tell(size)

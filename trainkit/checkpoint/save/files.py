@@ -1,18 +1,40 @@
 """Files as they will lie in the storage, before their bytes are anywhere."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from trainkit.checkpoint.adapters.base import Document, RawFile
 from trainkit.checkpoint.adapters.values import to_json_bytes
 from trainkit.checkpoint.format.tensors import TensorSource, lay_out
 from trainkit.storage import Bytes
 
-__all__ = ["FileImage", "Layouts"]
+__all__ = ["FileImage", "Layout", "Layouts"]
 
 _PIECE = 64 << 20
 """Bytes of a framework's own file that are in memory at a time, where it is not all there."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """How a file of tensors is laid out. The same object stands for the same layout only."""
+
+    key: list[object]
+    head: bytes
+    names: list[str]
+    """Of the tensors whose bytes follow the head, without gaps; none of them is empty."""
+    begins: list[int]
+    """Where each of them begins in the file."""
+    size: int
+
+    @classmethod
+    def of(cls, key: list[object], tensors: Mapping[str, TensorSource]) -> "Layout":
+        """Lay out a file."""
+        head, order, size = lay_out(tensors, framework="pt")
+        names = [name for name in order if tensors[name].num_bytes]
+        begins = _begins(len(head), (tensors[name] for name in names))
+        return cls(key, head, names, begins, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +46,13 @@ class FileImage:
     """Bytes in all."""
     head: bytes
     tensors: list[TensorSource] = field(default_factory=list)
+    layout: Layout | None = None
+    """Where that is known from a file before."""
+
+    @property
+    def begins(self) -> list[int]:
+        """Where each tensor begins in the file."""
+        return _begins(len(self.head), self.tensors) if self.layout is None else self.layout.begins
 
     @classmethod
     def of_bytes(cls, path: str, data: bytes) -> "FileImage":
@@ -64,13 +93,18 @@ class Layouts:
     """Plans files of tensors, and remembers the plans: from save to save they are the same."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[list[object], bytes, list[str], int]] = {}
+        self._known: dict[str, Layout] = {}
 
     def image(self, path: str, tensors: Mapping[str, TensorSource]) -> FileImage:
         """The file that holds ``tensors``."""
         key: list[object] = [(name, t.dtype, t.shape) for name, t in tensors.items()]
-        known = self._known.get(path)
-        if known is None or known[0] != key:
-            known = self._known[path] = (key, *lay_out(tensors, framework="pt"))
-        _, head, order, size = known
-        return FileImage(path, size, head, [tensors[name] for name in order])
+        layout = self._known.get(path)
+        if layout is None or layout.key != key:
+            layout = self._known[path] = Layout.of(key, tensors)
+        its = [tensors[name] for name in layout.names]
+        return FileImage(path, layout.size, layout.head, its, layout)
+
+
+def _begins(head: int, tensors: Iterable[TensorSource]) -> list[int]:
+    """Where each of ``tensors`` begins behind a head of so many bytes."""
+    return list(accumulate((tensor.num_bytes for tensor in tensors), initial=head))[:-1]

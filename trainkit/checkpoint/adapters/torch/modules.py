@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from trainkit.checkpoint.adapters.base import Apply, Document, Reading, Saved
+from trainkit.checkpoint.adapters.torch.plain import hidden_child, plain_sources, plain_tensors
 from trainkit.checkpoint.adapters.torch.sharded import (
     described,
     gathered,
@@ -36,18 +37,13 @@ log = logging.getLogger(__name__)
 def canonical_names(module: torch.nn.Module) -> Callable[[str], str]:
     """How names of ``module``'s parameters and buffers are stored: without its wrappers.
 
-    DistributedDataParallel and DataParallel put ``module.`` before the names of what they
-    wrap and ``torch.compile`` puts ``_orig_mod.``, at any depth. Stored without, a state
-    loads bare, wrapped and compiled alike. A child that a user calls ``module`` keeps its name.
+    Without what ``hidden_child`` tells, at any depth, so that a state loads bare, wrapped and
+    compiled alike. A child that a user calls ``module`` keeps its name.
     """
-    parallel = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
     dropped = set()
     for path, child in module.named_modules(remove_duplicate=False):
-        before = f"{path}." if path else ""
-        if isinstance(child, parallel):
-            dropped.add(f"{before}module")
-        elif type(child).__name__ == "OptimizedModule":
-            dropped.add(f"{before}_orig_mod")
+        if hidden := hidden_child(type(child)):
+            dropped.add(f"{path}.{hidden}" if path else hidden)
 
     def canonical(name: str) -> str:
         parts = name.split(".")
@@ -71,6 +67,9 @@ class ModuleAdapter:
         """See ``StateAdapter.capture``."""
         if name in RESERVED:
             raise UsageError(f"a module cannot be the checkpoint entry {name!r}: name it otherwise")
+        plain = plain_tensors(state[name])
+        if plain is not None:
+            return [Document(f"{name}/model", plain_sources(name, plain))]
         tensors, extra, sharded = {}, {}, {}
         for key, _, value in _items(state[name]):
             if is_sharded(value):
@@ -96,10 +95,9 @@ class ModuleAdapter:
     ) -> Apply | Reading:
         """See ``StateAdapter.prepare``."""
         module, stored = state[name], saved[f"{name}/model"].tensors
-        plain = _plain_tensors(module)
+        plain = plain_tensors(module)
         if plain is not None and saved.keys() == {f"{name}/model"}:
-            canonical = canonical_names(module)
-            return _into_plain(name, {canonical(own): t for own, t in plain.items()}, stored)
+            return _into_plain(name, plain, stored)
         found: dict[str, Any] = {key: restored(tensor) for key, tensor in stored.items()}
         if f"{name}/extra" in saved:
             found.update(saved[f"{name}/extra"].value())
@@ -134,21 +132,6 @@ def with_tied(
     return filled
 
 
-_USUAL_WAYS = (
-    "load_state_dict",
-    "_load_from_state_dict",
-    "set_extra_state",
-    "state_dict",
-    "_save_to_state_dict",
-    "get_extra_state",
-)
-_HOOKS = (
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-    "_state_dict_pre_hooks",
-    "_state_dict_hooks",
-)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _HINT = (
     "Restore into the model that was saved, or start with another checkpoint folder; it has "
     "changed nothing."
@@ -158,45 +141,8 @@ _HINT = (
 def _items(module: torch.nn.Module) -> Iterator[tuple[str, str, Any]]:
     """The module's state as stored name, own name, value."""
     canonical = canonical_names(module)
-    tensors = _plain_tensors(module)
-    for own, value in (module.state_dict() if tensors is None else tensors).items():
+    for own, value in module.state_dict().items():
         yield canonical(own), own, value
-
-
-def _plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """All that ``state_dict`` would return and ``load_state_dict`` merely copy into.
-
-    torch's own way down to 400 layers takes ten times longer than to copy 4,000 small tensors,
-    since it looks through all names once for each layer. None where any part of the module has
-    a way of its own, or tensors of its own kind.
-    """
-    if torch.__future__.get_swap_module_params_on_conversion():
-        return None
-    found: dict[str, torch.Tensor] = {}
-    kinds: dict[type[torch.nn.Module], bool] = {}
-    for path, child in module.named_modules(remove_duplicate=False):
-        kind = type(child)
-        if kind not in kinds:
-            kinds[kind] = _has_usual_ways(kind)
-        own = child.__dict__
-        if not kinds[kind] or any(map(own.get, _HOOKS)) or not own.keys().isdisjoint(_USUAL_WAYS):
-            return None
-        before = f"{path}." if path else ""
-        for name, value in (*child._parameters.items(), *child._buffers.items()):
-            if value is not None and name not in child._non_persistent_buffers_set:
-                if type(value) not in _PLAIN:
-                    return None
-                found[before + name] = value
-    return found
-
-
-def _has_usual_ways(kind: type[torch.nn.Module]) -> bool:
-    """Whether such a module, its children aside, is saved and loaded as torch does by itself."""
-    # Batch norm's way of loading is the usual one where no name is missing.
-    usual = (torch.nn.Module, torch.nn.modules.batchnorm._NormBase)
-    return all(
-        any(getattr(kind, name) is getattr(base, name) for base in usual) for name in _USUAL_WAYS
-    )
 
 
 def _into_plain(

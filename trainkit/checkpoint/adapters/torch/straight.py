@@ -25,7 +25,7 @@ def straight_into(
         None where nothing can be read like that.
     """
     unread = {key: one for key, one in stored.items() if isinstance(one, FileTensor)}
-    straight = _straight(targets, unread)
+    straight = _straight(targets, unread) if unread else set()
     if not straight or len({(one.file, one.key) for one in unread.values()}) < len(unread):
         return None
     values = {

@@ -16,6 +16,7 @@ except ImportError:
 __all__ = [
     "BY_NAME",
     "DTYPES",
+    "TorchSource",
     "copy_all_into",
     "copy_into",
     "dtype_of",
@@ -48,6 +49,25 @@ DTYPES = {
 BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
+class TorchSource(TensorSource):
+    """A tensor of torch's to be written. Not one call more than it takes to make thousands."""
+
+    __slots__ = ()
+
+    def __init__(self, dtype: str, tensor: torch.Tensor) -> None:
+        """Take a tensor whose elements are ``dtype``, as the format calls it."""
+        self.dtype, self.shape, self.origin = dtype, tensor.shape, tensor
+
+    def load(self) -> Bytes:
+        """The bytes of its elements, in the order of its own shape."""
+        tensor = self.origin
+        if tensor.numel() == 0:
+            return b""
+        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+        data: Bytes = flat.view(torch.uint8).numpy().data
+        return data
+
+
 def is_tensor(value: Any) -> bool:
     """Whether ``value`` is a tensor or a parameter."""
     return isinstance(value, torch.Tensor)
@@ -69,14 +89,7 @@ def source(tensor: torch.Tensor, where: str) -> TensorSource:
             f"{where} is a tensor of {tensor.dtype} on {tensor.device}, which a checkpoint "
             f"cannot hold. Element types that it holds: {', '.join(map(str, DTYPES))}."
         )
-
-    def load() -> Bytes:
-        if tensor.numel() == 0:
-            return b""
-        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        return flat.view(torch.uint8).numpy().data
-
-    return TensorSource(dtype, tuple(tensor.shape), load, tensor)
+    return TorchSource(dtype, tensor)
 
 
 def dtype_of(stored: ReadTensor) -> torch.dtype:
