@@ -92,7 +92,8 @@ test: $(VENV)/.installed-dev ## run CI's sample of the tests
 		exec "$(BIN)/python" -m pytest -m "not slow" $(ARGS)
 	fi
 	failed=
-	"$(BIN)/python" -m pytest -m "not slow" -n $(WORKERS) --dist worksteal --ignore=$(APART) || failed=1
+	"$(BIN)/python" -m pytest -m "not slow" -n $(WORKERS) --dist worksteal \
+		--durations=50 --durations-min=5 --ignore=$(APART) || failed=1
 	"$(BIN)/python" -m pytest -m "not slow" $(APART) || failed=1
 	[ -z "$$failed" ]
 

@@ -1,6 +1,6 @@
 """Time of saves, stalls and loads against torch.save, DCP, dd and memcpy.
 
-    python -m benchmarks.checkpoint                # about an hour; --quick for a look
+    python -m benchmarks.checkpoint                # a quarter of an hour; --quick for a look
     python -m benchmarks.checkpoint --folder /mnt/pvc/x --json result.json
 
 Contenders take turns within one process; first saves get a process each. The disk is that of

@@ -139,7 +139,7 @@ def _group(
     def place(run: Sequence[int]) -> torch.Tensor:
         (begin, first), count = tensors[run[0]], sum(tensors[n][1].numel() for n in run)
         if not count:
-            return torch.empty(0, dtype=first.dtype)
+            return torch.empty(0, dtype=first.dtype, device="cpu")
         return torch.frombuffer(arena.memory, dtype=first.dtype, count=count, offset=begin)
 
     joined = [(run[0], run[-1] + 1, place(run)) for run in runs if len(run) >= _FEWEST_JOINED]
