@@ -11,13 +11,14 @@ from typing import Any
 from trainkit.checkpoint.format import catalog
 from trainkit.checkpoint.format.layout import StepFolder
 from trainkit.checkpoint.holding import Hold, hold_together
+from trainkit.checkpoint.leftovers import upload_leftover
 from trainkit.checkpoint.options import CheckpointOptions
 from trainkit.checkpoint.restoring import Found, Restorer
 from trainkit.checkpoint.retention import RetentionPolicy
 from trainkit.checkpoint.save.retention import Retention
 from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.saving import Saver
-from trainkit.checkpoint.tiers import clear_tier, open_tier, upload_leftover
+from trainkit.checkpoint.tiers import clear_tier, open_tier
 from trainkit.coordination import Communicator, PrefixedStore
 from trainkit.errors import DeadlineError
 from trainkit.storage import Storage

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trainkit.checkpoint.format import catalog
-from trainkit.checkpoint.format.layout import MANIFEST, StepFolder, job_path
+from trainkit.checkpoint.format.layout import MANIFEST, StepFolder, job_path, part_path
+from trainkit.checkpoint.format.manifest import Part
 from trainkit.checkpoint.save.commit import commit, create_once
 from trainkit.checkpoint.save.generation import refuse_overtaken
 from trainkit.checkpoint.save.job import Job
 from trainkit.checkpoint.save.work import Put, carry_out, write_part
-from trainkit.errors import EnvironmentFaultError, TrainkitError
+from trainkit.errors import (
+    CheckpointDamagedError,
+    EnvironmentFaultError,
+    InputMissingError,
+    TrainkitError,
+)
 from trainkit.storage import LocalStorage, Storage
 from trainkit.waiting import Deadline
 
-__all__ = ["LocalTier", "remove_folder", "save_everywhere"]
+__all__ = ["LocalTier", "jobs_in", "remove_folder", "save_everywhere"]
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +92,21 @@ def remove_folder(storage: Storage, folder: StepFolder) -> None:
     storage.delete(folder.name)
 
 
+def jobs_in(storage: LocalStorage, folder: StepFolder) -> list[tuple[Job, Part]]:
+    """What ranks were to save and did, of those whose part is whole."""
+    found = []
+    for name in storage.names(f"{folder.name}/{part_path(0).rpartition('/')[0]}"):
+        rank = name.removeprefix("rank").removesuffix(".json")
+        if not rank.isdecimal() or name != part_path(int(rank)).rpartition("/")[2]:
+            continue
+        try:
+            part = Part.from_bytes(storage.read(f"{folder.name}/{part_path(int(rank))}"))
+            found.append((_job(storage, folder, part), part))
+        except (InputMissingError, CheckpointDamagedError) as reason:
+            log.debug("%s/%s does not count: %s", folder.name, name, reason)
+    return found
+
+
 def _keep(root: Storage, tier: LocalTier, job: Job, put: Put, check: Callable[[], None]) -> None:
     """Write to the tier, and commit there if all ranks do; tried once."""
     storage, once = tier.storage(), replace(job, attempts=1)
@@ -130,3 +151,27 @@ def _make_room(storage: Storage, tier: LocalTier, job: Job) -> None:
     for folder in folders:
         if folder.name not in stay:
             remove_folder(storage, folder)
+
+
+def _job(storage: LocalStorage, folder: StepFolder, part: Part) -> Job:
+    """What the rank of ``part`` was to do: as it noted, or as a manifest tells."""
+    try:
+        data = storage.read(f"{folder.name}/{job_path(part.rank)}")
+    except InputMissingError:
+        manifest = catalog.read_own_manifest(storage, folder)
+        return Job(
+            folder=folder,
+            rank=part.rank,
+            world_size=manifest.world_size,
+            division=part.division,
+            entries=part.entries,
+            metrics=manifest.metrics,
+            written_by=manifest.written_by,
+            timeout=0.0,
+            attempts=1,
+            pause=0.0,
+        )
+    try:
+        return Job.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamagedError(f"{job_path(part.rank)} makes no sense: {error}") from None
