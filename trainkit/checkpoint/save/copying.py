@@ -31,18 +31,22 @@ def fill(
     arena.reserve(size)
     together: list[tuple[int, Any]] = []
     layouts: list[tuple[int, Layout | None]] = []
+    """Of what is copied together."""
     with arena.view(0, size) as view:
         for start, image in images:
             view[start : start + len(image.head)] = image.head
-            layouts.append((start, image.layout))
+            before = len(together)
             for begin, tensor in zip(image.begins, image.tensors, strict=True):
                 if tensor.origin is None:
                     begin += start
                     view[begin : begin + tensor.num_bytes] = tensor.load()
                 else:
                     together.append((start + begin, tensor.origin))
+            if len(together) > before:
+                layouts.append((start, image.layout))
     if together and loaded("torch"):
         from trainkit.checkpoint.save.torch import copy_together
 
-        copy_together(arena, together, tell, layouts)
+        are_known = all(layout is not None for _, layout in layouts)
+        copy_together(arena, together, tell, layouts if are_known else ())
     tell(size)

@@ -18,7 +18,8 @@ _PIECE = 64 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """How a file of tensors is laid out. The same object stands for the same layout only."""
+    """How a file of tensors is laid out. The same object stands for the same layout only, of
+    tensors that are copied in the same way: one by one, or together by their framework."""
 
     key: list[object]
     head: bytes
@@ -97,7 +98,9 @@ class Layouts:
 
     def image(self, path: str, tensors: Mapping[str, TensorSource]) -> FileImage:
         """The file that holds ``tensors``."""
-        key: list[object] = [(name, t.dtype, t.shape) for name, t in tensors.items()]
+        key: list[object] = [
+            (name, t.dtype, t.shape, t.origin is None) for name, t in tensors.items()
+        ]
         layout = self._known.get(path)
         if layout is None or layout.key != key:
             layout = self._known[path] = Layout.of(key, tensors)

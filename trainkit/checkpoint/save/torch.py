@@ -81,13 +81,15 @@ def copy_together(
         arena: to copy to.
         tensors: each with the place where it begins, ascending.
         tell: called with the number of bytes that are there, if what lies between the tensors is.
-        layouts: the same as in a call before only if places, types and shapes of all tensors are.
+        layouts: the same as in a call before only if places, types and shapes of all tensors are;
+            none if that is not known.
     """
     sources = [tensor for _, tensor in tensors]
     devices = {tensor.device for tensor in sources if not tensor.is_cpu}
     known = [*layouts, bool(devices)]
     if arena.places is None or not layouts or arena.places[0] != known:
-        arena.places = known, _planned(arena, tensors, join=not devices)
+        with torch.inference_mode(False):  # or nobody could write to them outside of it
+            arena.places = known, _planned(arena, tensors, join=not devices)
     groups: list[_Group] = arena.places[1]
     gpus = {device for device in devices if device.type == "cuda"}
     if gpus:

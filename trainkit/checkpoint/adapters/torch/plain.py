@@ -5,7 +5,7 @@ looks through all names once for each layer. Thousands of small tensors are comm
 operation here counts.
 """
 
-import sys
+import collections
 from collections.abc import Mapping
 
 import torch
@@ -31,6 +31,11 @@ _HOOKS = (
 )
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 _NONE = type(None)
+_TABLES = ("_parameters", "_buffers", "_modules")
+_DICTS = {dict, collections.OrderedDict}
+"""What torch keeps them in; TorchScript and DeepSpeed have their own."""
+_DEEPEST = 1000
+"""Levels of modules; one that holds itself has more, and is torch's to refuse."""
 
 
 def hidden_child(kind: type[torch.nn.Module]) -> str | None:
@@ -55,7 +60,6 @@ def plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
         return None
     found: dict[str, torch.Tensor] = {}
     kinds: dict[type[torch.nn.Module], tuple[bool, str | None]] = {}
-    deepest = sys.getrecursionlimit()  # for one that holds itself, which is torch's to refuse
     left = [("", module, 0)]
     while left:
         before, child, depth = left.pop()
@@ -66,7 +70,7 @@ def plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor] | None:
         own = child.__dict__
         if not usual or any(map(own.get, _HOOKS)) or not own.keys().isdisjoint(_USUAL_WAYS):
             return None
-        if depth > deepest:
+        if depth > _DEEPEST or not {type(own.get(table)) for table in _TABLES} <= _DICTS:
             return None
         tensors = own["_parameters"]
         if buffers := own["_buffers"]:
