@@ -71,7 +71,7 @@ def mixed(torch):
         "v03x": torch.arange(7)[::2],
         "v05x": torch.zeros(0, dtype=torch.int64),
         "v06x": torch.tensor(4),
-        "v07x": torch.arange(100, 100 + (1 << 14)),  # large
+        "v05y": torch.arange(100, 100 + (1 << 14)),  # large
         "w": torch.arange(6).view(2, 3).T,
         "x": torch.ones(3, requires_grad=True),
         "y": torch.tensor([1 + 2j, 3j]).conj(),
