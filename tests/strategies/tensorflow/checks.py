@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from trainkit.errors import EnvironmentFaultError, PeerLostError, StrategyError, UsageError
 from trainkit.strategies.tensorflow.additions import whole_additions
-from trainkit.strategies.tensorflow.dispatch import DispatchLoader, _unwrapped
+from trainkit.strategies.tensorflow.dispatch import DispatchLoader
 from trainkit.strategies.tensorflow.loader import ReplicaLoader, from_user, part_of
-from trainkit.strategies.tensorflow.losses import peer_losses
+from trainkit.strategies.tensorflow.losses import peer_losses, unwrapped
 from trainkit.strategies.tensorflow.multi_worker import MultiWorker
 from trainkit.strategies.tensorflow.single import Single
 from trainkit.topology import Topology
@@ -67,6 +67,18 @@ def one_step_updates_variables_once(folder: Path) -> None:
 def a_step_may_return_nothing(folder: Path) -> None:
     loader = connected().loader(ids(), train=True)
     assert list(loader.steps(lambda batch: None, stop=2)) == [(1, None), (2, None)]
+
+
+def nothing_among_what_a_step_returns_is_refused(folder: Path) -> None:
+    loader = connected().loader(ids(), train=True)
+    for steps in (1, 2):
+        turns = loader.steps(
+            lambda batch: {"loss": tf.reduce_sum(batch), "aux": None},
+            stop=2,
+            steps_per_execution=steps,
+        )
+        with pytest.raises(StrategyError, match=r"a step returned .*'aux': 'NoneType'.*without"):
+            next(turns)
 
 
 def a_loader_goes_on_where_it_was(folder: Path) -> None:
@@ -196,7 +208,7 @@ def data_of_python_is_refused_where_workers_have_no_python(folder: Path) -> None
             DispatchLoader(None, make(), 2, train=True)
         DispatchLoader(None, make(), 2, train=False)  # by the chief alone
         loader = DispatchLoader(None, make, 2, train=True)
-        with pytest.raises(StrategyError, match="calls Python"), _unwrapped():
+        with pytest.raises(StrategyError, match="calls Python"), unwrapped():
             tf.function(loader._of_a_worker()).get_concrete_function()
 
 

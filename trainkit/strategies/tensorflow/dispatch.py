@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainkit.errors import StrategyError, TrainkitError
+from trainkit.errors import StrategyError
 from trainkit.strategies.tensorflow.additions import whole_additions
 from trainkit.strategies.tensorflow.graphs import (
     draws_by_seed,
@@ -25,7 +25,7 @@ from trainkit.strategies.tensorflow.loader import (
     refuse_what_overlaps,
     without_nothing,
 )
-from trainkit.strategies.tensorflow.losses import is_loss, lost_tasks, peer_losses
+from trainkit.strategies.tensorflow.losses import is_loss, lost_tasks, peer_losses, unwrapped
 from trainkit.strategies.tensorflow.unrolled import Unrolled
 
 __all__ = ["DispatchLoader"]
@@ -140,7 +140,7 @@ def _fetched(values: list[Any]) -> Iterator[Any]:
     """What executions returned, but for those of a worker that has died since: its steps count."""
     for value in values:
         try:
-            with _unwrapped():
+            with unwrapped():
                 found = value.fetch()
         except tf.errors.OpError as error:
             tasks = lost_tasks(error)
@@ -180,19 +180,5 @@ def _shares(steps: int, most: int, executions: int) -> list[int]:
 @contextmanager
 def _worker_losses(done: int) -> Iterator[None]:
     """As ``peer_losses``, also of the coordinator's errors."""
-    with peer_losses(f"step {done + 1}"), _unwrapped():
+    with peer_losses(f"step {done + 1}"), unwrapped():
         yield
-
-
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise the error that the coordinator, or a trace, has wrapped in one of TensorFlow's own."""
-    try:
-        yield
-    except Exception as error:
-        inner = getattr(error, "original_exception", None)
-        if inner is None and isinstance(error.__context__, TrainkitError):
-            inner = error.__context__
-        if isinstance(inner, BaseException):
-            raise inner from None
-        raise

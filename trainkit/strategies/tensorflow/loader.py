@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainkit.errors import StrategyError, UsageError
 from trainkit.strategies.tensorflow.graphs import graph_of, is_shuffled_at_random
-from trainkit.strategies.tensorflow.losses import peer_losses
+from trainkit.strategies.tensorflow.losses import peer_losses, unwrapped
 
 __all__ = ["Loader", "ReplicaLoader", "several_steps"]
 
@@ -121,7 +121,7 @@ class ReplicaLoader(Loader):
         done = start
         while done < stop:
             count = min(steps_per_execution, stop - done)
-            with peer_losses(f"step {done + 1}"):
+            with peer_losses(f"step {done + 1}"), unwrapped():
                 result = run(batches, tf.constant(count))
             done += count
             self._consumed += count * self._batches_a_step * self._ranks
@@ -188,6 +188,11 @@ def one_step(strategy: Any, step: Step) -> Any:
         returned = strategy.run(step, args=(next(batches),))
         if returned is None:
             return ()
+        if any(value is None for value in tf.nest.flatten(returned)):
+            raise StrategyError(
+                f"a step returned {_shown(returned)}: expected a tensor, a structure of tensors "
+                f"without None in it, or None alone. Leave out what there is nothing of."
+            )
         return tf.nest.map_structure(lambda value: _of_all_replicas(strategy, value), returned)
 
     return once
@@ -196,6 +201,11 @@ def one_step(strategy: Any, step: Step) -> Any:
 def without_nothing(result: Any) -> Any:
     """None for the empty structure, which stands for it within TensorFlow's loops."""
     return None if isinstance(result, tuple) and not result else result
+
+
+def _shown(returned: Any) -> str:
+    """A structure with the types of its values, for messages."""
+    return str(tf.nest.map_structure(lambda value: type(value).__name__, returned))
 
 
 def _of_all_replicas(strategy: Any, value: Any) -> Any:

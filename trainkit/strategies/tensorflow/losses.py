@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from trainkit.errors import PeerLostError
+from trainkit.errors import PeerLostError, TrainkitError
 
-__all__ = ["first_line", "is_loss", "lost_peer", "lost_tasks", "peer_losses"]
+__all__ = ["first_line", "is_loss", "lost_peer", "lost_tasks", "peer_losses", "unwrapped"]
 
 _GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)
 _ELSEWHERE = ("GrpcRemote", "RPC to Peer", "Socket closed", "onnection reset", "failed to connect")
@@ -61,3 +61,20 @@ def first_line(error: tf.errors.OpError) -> str:
     # An error within a function begins with the way there, in many lines.
     text = next((line for line in lines if any(words in line for words in _ELSEWHERE)), lines[0])
     return text if len(text) < 300 else f"{text[:300]}…"
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise the error that the coordinator, or a trace, has wrapped in one of TensorFlow's own."""
+    try:
+        yield
+    except Exception as error:
+        inner = getattr(error, "original_exception", None)
+        traced: BaseException | None = error
+        while traced is not None and type(traced).__module__.startswith("tensorflow."):
+            traced = traced.__context__  # a function within a function is wrapped twice
+        if inner is None and isinstance(traced, TrainkitError):
+            inner = traced
+        if isinstance(inner, BaseException):
+            raise inner from None
+        raise
