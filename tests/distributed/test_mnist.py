@@ -80,7 +80,7 @@ def test_a_seed_gives_the_same_run_again(cluster):
 
 
 @pytest.mark.parametrize("command", [BARE, TWO_RANKS], ids=["1-rank", "2-ranks"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kills_change_nothing_in_what_was_trained(cluster, command, seed):
     """kill -9 at random steps, start again: samples and losses are those of an unbroken run."""
     chance = random.Random(seed)

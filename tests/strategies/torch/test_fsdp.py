@@ -114,7 +114,9 @@ def test_clipping_is_by_the_norm_of_all_parts(n, options):
         assert found["returned"] == found["measured"] > 0.5
         assert found["kind"] == "Tensor"
         assert found["off"] < 1e-6
-        assert found["after"] == found["below"] == pytest.approx(0.5, rel=1e-5)
+        # Parts are added in another order than the whole: what that rounds to is the processor's.
+        assert found["after"] == pytest.approx(found["below"], rel=1e-6)
+        assert found["below"] == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.world_size(2)
