@@ -218,10 +218,10 @@ class Trial:
 
     def killed(self) -> Iterator[str]:
         """kill -9 within a save to where a committed one lies."""
-        place = self._scratch / "overwritten"
-        *_, usual = self._saves_over(place)
-        for _ in range(self._rounds):
-            shutil.rmtree(place)
+        *_, usual = self._saves_over(self._scratch / "overwritten")
+        for number in range(self._rounds):
+            # A helper process of the one killed may still write for a moment where it was.
+            place = self._scratch / f"overwritten-{number}"
             told = self._saves_over(place, kill_after=self._random.uniform(0, usual))
             found = _load(self._library, place)
             if found == 2 or (found == 1 and len(told) == 1):
