@@ -9,7 +9,8 @@ __all__ = [
     "pytest_addoption", "pytest_collection_modifyitems", "pytest_terminal_summary", "scale", "tally"
 ]  # fmt: skip
 
-_TALLY = pytest.StashKey[dict]()
+_PROPERTY = "faults"
+"""Under this name a test's report says what it did, wherever the test ran."""
 
 
 def pytest_addoption(parser):
@@ -36,22 +37,15 @@ def scale(request):
 
 
 class Tally:
-    """Counts what one test did."""
+    """Tells what one test did."""
 
-    def __init__(self, rows, file, record):
-        self._rows, self._file, self._record = rows, file, record
+    def __init__(self, record):
+        self._record = record
         self._began = time.monotonic()
 
     def __call__(self, name, report):
         """Count a `Report` of a class, whose name begins with T and its number."""
-        row = self._rows.setdefault(
-            name, SimpleNamespace(faults=0, violations=0, seconds=0.0, files=set())
-        )
-        row.faults += report.count
-        row.violations += len(report.violations)
-        row.seconds += report.seconds
-        row.files.add(self._file)
-        self._record("faults", report.count)
+        self._record(_PROPERTY, [name, report.count, len(report.violations), report.seconds])
 
     def passed(self, name, count):
         """Count trials of a test that would have failed by the first violation."""
@@ -60,14 +54,13 @@ class Tally:
 
 
 @pytest.fixture
-def tally(request, record_property):
+def tally(record_property):
     """Count reports of a class for the table at the end."""
-    rows = request.config.stash.setdefault(_TALLY, {})
-    return Tally(rows, request.node.nodeid.partition("::")[0], record_property)
+    return Tally(record_property)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash.get(_TALLY, {})
+def pytest_terminal_summary(terminalreporter):
+    rows = _rows(terminalreporter)
     if not rows:
         return
     terminalreporter.section("faults")
@@ -83,6 +76,25 @@ def pytest_terminal_summary(terminalreporter, config):
     )
     controls = _controls(terminalreporter, {file for row in rows.values() for file in row.files})
     write(f"| **all** | **{faults:,}** | **{violations}** | {controls} | **{seconds:.0f}** |")
+
+
+def _rows(terminalreporter):
+    """By class, what all tests together did, whichever process they ran in."""
+    rows = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            for key, told in report.user_properties if report.when == "call" else ():
+                if key != _PROPERTY:
+                    continue
+                name, faults, violations, seconds = told
+                row = rows.setdefault(
+                    name, SimpleNamespace(faults=0, violations=0, seconds=0.0, files=set())
+                )
+                row.faults += faults
+                row.violations += violations
+                row.seconds += seconds
+                row.files.add(report.nodeid.partition("::")[0])
+    return rows
 
 
 def _number(name):

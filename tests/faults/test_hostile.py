@@ -222,6 +222,7 @@ def _tensor_files():
 def forged(share, breaking, kinds=""):
     """Each forgery whose name begins with ``kinds`` on a copy of a root with a step to forge."""
     report = Report()
+    os.chdir(share.folder)  # where a pickle that is executed makes its file
     begin = Oracle(share.folder / "begin", keep=3, size=SIZE)
     for token in (1, 2):
         begin.save(token)
