@@ -11,13 +11,16 @@ __all__ = ["redacted", "without_secrets"]
 _NAMED = r"(?:token|password|passwd|passphrase|secret|(?:api|access|secret)[-_]?key)"
 """How names of flags, options and parameters end whose value is a secret."""
 
+# Nothing here may search far from each place of a long text, which may be a hostile one.
+
+_USERINFO = re.compile(r"://[^\s@'\"]++(@?)")
+"""What may stand before the host, of which a secret may hold slashes; to its end, so that no part
+of it is searched twice. Without an @ there it is none."""
+
 _SECRETS = re.compile(
-    # Nothing here may search far from each place of a long text, which may be a hostile one.
-    # Before the host, of which a secret may hold slashes; and the parameters of signed URLs.
-    r"(?P<userinfo>://)[^\s@'\"]{1,2048}+(?=@)"
-    rf"|(?P<name>\b(?:sig|signature|[\w-]{{0,64}}{_NAMED}|x-(?:amz|goog)-(?:signature|credential)"
-    # And those of a connection string of Azure's.
-    r"|AccountKey|SharedAccessSignature)=)[^&\s'\"]+"
+    # The parameters of signed URLs, and those of a connection string of Azure's.
+    rf"(?P<name>(?:{_NAMED}|\b(?:sig|signature|x-(?:amz|goog)-(?:signature|credential)"
+    r"|AccountKey|SharedAccessSignature))=)[^&\s'\"]+"
     # Flags whose value is the next word, in a command line or a list of words.
     rf"|(?P<flag>--(?:[\w-]{{0,64}}[-_])?{_NAMED}(?:['\"],)?[ ]['\"]?)(?!-)[^\s'\"]+",
     re.IGNORECASE,
@@ -35,9 +38,8 @@ _NO_SECRETS = frozenset(
 
 def without_secrets(text: str) -> str:
     """``text`` without what looks like credentials: in URLs, and as values of flags and options."""
-    return _SECRETS.sub(
-        lambda found: f"{found['userinfo'] or found['name'] or found['flag']}…", text
-    )
+    text = _USERINFO.sub(lambda found: "://…@" if found[1] else found[0], text)
+    return _SECRETS.sub(lambda found: f"{found['name'] or found['flag']}…", text)
 
 
 def redacted(text: str, variables: Mapping[str, str] | None = None) -> str:
