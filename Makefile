@@ -81,9 +81,9 @@ mnist: $(VENV)/.installed-run ## train on the embedded digits with two ranks
 	@export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
 	"$(BIN)/torchrun" --nproc-per-node=2 -m trainkit.recipes.mnist $(ARGS)
 
-# Two at a time, since most tests wait more than they work; faults by themselves, since each of
-# their classes takes both cores. With ARGS just what they say.
-WORKERS ?= 2
+# Three at a time on two cores, since most tests wait for processes, and for time that passes;
+# faults by themselves, since some of their classes take both cores. With ARGS just what they say.
+WORKERS ?= 3
 APART := tests/faults
 
 .PHONY: test
@@ -94,7 +94,8 @@ test: $(VENV)/.installed-dev ## run CI's sample of the tests
 	failed=
 	"$(BIN)/python" -m pytest -m "not slow" -n $(WORKERS) --dist worksteal \
 		--durations=50 --durations-min=5 --ignore=$(APART) || failed=1
-	"$(BIN)/python" -m pytest -m "not slow" $(APART) || failed=1
+	"$(BIN)/python" -m pytest -m "not slow" -n $(WORKERS) --dist worksteal \
+		--durations=20 --durations-min=5 $(APART) || failed=1
 	[ -z "$$failed" ]
 
 .PHONY: test-all

@@ -99,7 +99,7 @@ def test_pytorchjob_of_two_pods_with_two_ranks_each(cluster):
     assert_trained_together(cluster.records(), 4)
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=SLOW), 2])
 def test_pytorchjob_with_the_launcher_of_lecture_yaml(cluster, nproc):
     """B009: without node arguments; they come from the PET_* of the operator."""
     port = free_port()

@@ -137,6 +137,7 @@ def kill_ranks_in_place(folder, kills):
         one.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.world_size(2)
 def test_a_rank_that_is_killed_starts_again_in_place_and_nothing_changes(cluster):
     """kill -9 of each rank once: samples and losses of all steps are those of an unbroken run."""

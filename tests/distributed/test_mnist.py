@@ -39,7 +39,12 @@ SHARDED = [*TWO_RANKS, "--strategy", "fsdp"]
 
 
 @pytest.mark.parametrize(
-    "command", [BARE, TWO_RANKS, SHARDED], ids=["1-rank", "2-ranks", "2-ranks-fsdp"]
+    "command",
+    [
+        pytest.param(BARE, marks=pytest.mark.slow, id="1-rank"),
+        pytest.param(TWO_RANKS, id="2-ranks"),
+        pytest.param(SHARDED, id="2-ranks-fsdp"),
+    ],
 )
 def test_learns_the_embedded_digits(cluster, command):
     pod = cluster.start([*command, "--output-dir", "model"])
@@ -55,7 +60,10 @@ def test_learns_the_embedded_digits(cluster, command):
     assert weights["conv1.weight"].shape == (8, 1, 5, 5)
 
 
-@pytest.mark.parametrize("two_ranks", [TWO_RANKS, SHARDED], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "two_ranks",
+    [pytest.param(TWO_RANKS, id="ddp"), pytest.param(SHARDED, marks=pytest.mark.slow, id="fsdp")],
+)
 def test_one_and_two_ranks_have_equal_losses_at_the_same_global_batch(cluster, two_ranks):
     """To the tolerance that the docs state: only the order of additions differs."""
     common = ["--max-steps", "40", "--seed", "3"]
@@ -126,7 +134,13 @@ def test_a_finished_run_has_nothing_left(cluster):
     assert done_line(pod)["steps_run"] == 0
 
 
-@pytest.mark.parametrize("command", [BARE, TWO_RANKS], ids=["1-rank", "2-ranks"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(BARE, marks=pytest.mark.slow, id="1-rank"),
+        pytest.param(TWO_RANKS, id="2-ranks"),
+    ],
+)
 def test_a_notice_to_stop_saves_and_the_run_goes_on(cluster, command):
     """SIGTERM in the middle: saved after one step on all ranks, and nothing is repeated."""
     command = [*command, "--max-steps", "300", "--trace", "trace", "--checkpoint-dir", "ckpt"]

@@ -44,6 +44,7 @@ def test_learns_the_embedded_digits_as_ddp_does(cluster):
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_one_and_three_ranks_have_equal_losses_at_the_same_global_batch(cluster):
     common = ["--max-steps", "30", "--seed", "3"]
     cluster.start([*RECIPE, *common, "--batch-size", "96", "--trace", "one"])

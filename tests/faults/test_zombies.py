@@ -98,7 +98,7 @@ def _successor(oracle, deed):
 @pytest.mark.parametrize(("world", "victim"), [(1, 0), (2, 1)])
 def test_zombies(tally, scale, world, victim, mode):
     stride = 1 if scale > 1 else 6 if world == 1 else 4
-    shards = 10  # most of a trial is the wait for the end of a lease
+    shards = 20  # most of a trial is the wait for the end of a lease
     report = serve(
         zombies,
         world,
