@@ -344,7 +344,7 @@ HOLDER = """
 import sys
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 
-options = CheckpointOptions(background=False, lease=600.0)
+options = CheckpointOptions(background=False, lease=600.0, renewal=0.2)
 manager = CheckpointManager(sys.argv[1], {"table": {}}, options=options)
 print("open", flush=True)
 sys.stdin.read()
