@@ -70,7 +70,9 @@ def test_the_report_is_of_what_the_rank_recorded_and_not_of_its_output(launch, t
     assert "Traceback (most recent call last):" in log.read_text()
 
 
-@pytest.mark.parametrize("code", [2, 65, 66, 77, 78])
+@pytest.mark.parametrize(
+    "code", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (65, 66, 77)), 78]
+)
 def test_what_stays_wrong_is_not_tried_again(launch, code):
     one = launch(*TWO, "--max-restarts", 3, script=PLAIN + f"sys.exit({code} if rank else 0)")
     assert one.wait() == code

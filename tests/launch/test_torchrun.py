@@ -51,6 +51,8 @@ CASES = {
     "no python": ([*ONE, "--no-python", sys.executable], {}),
 }
 """Flags, and variables."""
+SAMPLE = ("c10d", "static", "variables", "module")
+SLOW = pytest.mark.slow
 
 
 class Run:
@@ -116,7 +118,10 @@ def both(tmp_path):
 
 
 @requires_module("torch")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in SAMPLE else SLOW) for case in CASES],
+)
 def test_ranks_see_the_same(both, case):
     flags, environ = CASES[case]
     program = "script" if "-m" in flags else "script.py"
@@ -131,8 +136,8 @@ def test_ranks_see_the_same(both, case):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--log-dir={logs}", "--redirects=3"],
-        ["--log-dir={logs}", "--tee=3"],
+        pytest.param(["--log-dir={logs}", "--redirects=3"], marks=SLOW),
+        pytest.param(["--log-dir={logs}", "--tee=3"], marks=SLOW),
         ["--log-dir={logs}", "-r", "1", "-t", "0:2,1:3"],
         ["--log-dir={logs}", "--tee", "3", "--local-ranks-filter", "1"],
     ],
