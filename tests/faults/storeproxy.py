@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -126,6 +127,7 @@ class Proxy:
         self.upstream = parts.hostname, parts.port
         self.ended = threading.Event()
         self._scripts = {}
+        self._slowest = {}
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -149,6 +151,14 @@ class Proxy:
             yield script
         finally:
             del self._scripts[root]
+
+    def slowest(self, root):
+        """Seconds that the longest exchange took which no fault met, below ``root``."""
+        return self._slowest.get(root, 0.0)
+
+    def note(self, root, seconds):
+        """Remember how long an exchange took that no fault met."""
+        self._slowest[root] = max(seconds, self.slowest(root))
 
     def script(self, root):
         """The script that is being played there, if there is one."""
@@ -182,12 +192,16 @@ class _Handler(BaseHTTPRequestHandler):
     def one(self):
         """Answer one request, by the script of its root or by the server."""
         self._body = None
+        began = time.monotonic()
         operation, key = self._named()
-        script = self.server.proxy.script(key.partition("/")[0])
+        root = key.partition("/")[0]
+        script = self.server.proxy.script(root)
         action = script and script.action(operation, key)
         exchange = Exchange(self, script)
         if action is None:
-            self.give(exchange.pass_on())
+            answer = exchange.pass_on()
+            self.server.proxy.note(root, time.monotonic() - began)
+            self.give(answer)
         else:
             action(exchange)
 
