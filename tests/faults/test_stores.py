@@ -44,9 +44,9 @@ def played(share, variables, how, names, modes, options):
         return play(share, variables, BUCKET, how, scripts, modes, **options)
 
 
-def run(server, how, names, modes=("foreground",), **options):
-    """Play scripts of ``how`` in two servers."""
-    return serve(played, dict(server.variables), how, names, modes, options)
+def run(server, how, names, modes=("foreground",), limit=280.0, **options):
+    """Play scripts of ``how`` in two servers, for at most ``limit`` seconds."""
+    return serve(played, dict(server.variables), how, names, modes, options, timeout=limit)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_scripts(tally, scale, server, how, mode, library):
     if scale == 1 and library == "auto":
         names = [name for name in names if "short" in name or name in names[::2]]
     for shift in range(scale):
-        report = run(server, how, names, [mode], shift=shift, library=library)
+        report = run(server, how, names, [mode], limit=280.0 * scale, shift=shift, library=library)
         tally(NAME, report)
         report.check()
         assert shift or report.count == len(names)
