@@ -109,6 +109,9 @@ def _main(diary, phase, at, seconds, size, steps, ctx):
         diary.note("step", progress.step)
         if phase == "step" and progress.step == at:
             diary.note("phase")
+        if phase == "first step" and progress.step == restored + 1:
+            diary.note("phase")
+            time.sleep(seconds)
         if checkpoints.step(progress.step) and phase == "save" and progress.step >= at:
             diary.note("phase")
         diary.note("saved", checkpoints.last_saved_step or 0)
