@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from trainkit.processes.kernel import die_with_parent
 from trainkit.testing import free_port
 from trainkit.waiting import Deadline, wait_until
 
@@ -45,6 +46,7 @@ class S3Server:
             for part in ("master", "volume", "filer", "s3")
             for kind in ("", ".grpc")
         }
+        self._sockets = [f"seaweedfs-*-grpc-{port}.sock" for port in ports.values()]
         flags = {
             **ports,
             "-s3.port": self._port,
@@ -67,6 +69,7 @@ class S3Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=die_with_parent,  # pytest may be killed
             )
         try:
             wait_until(
@@ -92,6 +95,9 @@ class S3Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pattern in self._sockets:  # it would remove them itself if it were not killed
+            for path in Path("/tmp").glob(pattern):
+                path.unlink(missing_ok=True)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, "the S3 server has ended"
