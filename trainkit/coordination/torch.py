@@ -1,17 +1,21 @@
 """torch's TCPStore as our ``Store``: rank 0 (or torchrun's agent) serves it."""
 
 import logging
+import time
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from trainkit.coordination.network import await_address, port_not_served
 from trainkit.errors import RetryableError
-from trainkit.waiting import Deadline
+from trainkit.waiting import Deadline, backoff
 
 __all__ = ["TorchStore", "connect_store", "serve_store"]
 
 log = logging.getLogger(__name__)
+
+_PAUSE = 0.25
+"""Seconds between two questions of one that has waited for long: thousands of ranks may ask."""
 
 
 class TorchStore:
@@ -50,15 +54,26 @@ class TorchStore:
         except dist.DistError as reason:
             raise _lost(reason) from reason
 
-    def wait(self, key: str, seconds: float) -> bool:
-        """See ``Store.wait``."""
+    def _holds(self, key: str) -> bool:
         try:
-            self.store.wait([key], timedelta(seconds=seconds))
-        except dist.DistStoreError:  # how a wait that timed out ends
-            return False
+            return self.store.check([key])
         except dist.DistError as reason:
             raise _lost(reason) from reason
-        return True
+
+    def wait(self, key: str, seconds: float) -> bool:
+        """See ``Store.wait``.
+
+        By asking again and again: each wait of torch's own that is over in vain writes two
+        warnings, and no signal is handled meanwhile.
+        """
+        deadline = Deadline(seconds)
+        for pause in backoff(last=_PAUSE):
+            if self._holds(key):
+                return True
+            if deadline.passed:
+                return False
+            time.sleep(min(pause, deadline.left))
+        raise AssertionError("pauses ended")  # pragma: no cover - backoff() never ends
 
     def add(self, key: str, amount: int) -> int:
         """See ``Store.add``."""
