@@ -24,6 +24,29 @@ def test_the_highest_entered_step_wins():
     assert ahead.reached(8)
 
 
+def test_who_has_left_is_not_waited_for():
+    store = MemoryStore()
+    one, other, third = (StepAgreement(store, rank, 3, timeout=10) for rank in range(3))
+    one.publish(5)
+    other.publish(0)
+    other.leave()  # after all, since it was asked to stop itself
+    assert one.reached(5)
+    third.publish(4)
+    assert third.reached(4)
+    assert one.left == third.left == [1]
+
+
+def test_who_leaves_after_the_others_have_agreed_is_known_when_they_stop():
+    store = MemoryStore()
+    one, other = (StepAgreement(store, rank, 2, timeout=10) for rank in range(2))
+    one.publish(5)
+    other.publish(6)
+    assert not one.reached(4)
+    other.leave()
+    assert one.reached(5)
+    assert one.left == [1]
+
+
 def test_a_rank_that_does_not_answer_is_named():
     agreement = StepAgreement(MemoryStore(), 0, 3, timeout=0.1)
     agreement.publish(2)

@@ -7,12 +7,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from trainkit.coordination import MemoryStore, StepAgreement
+from trainkit.coordination.client import serve_store
+from trainkit.errors import Preempted
 from trainkit.lifecycle import RankMonitor
+from trainkit.waiting import Deadline
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -120,6 +124,49 @@ def test_a_process_that_polls_nothing_ends_at_once_and_says_so(program):
     returned, output = run.end()
     assert returned == 143
     assert "nothing new was saved" in output
+
+
+LEAVER = """
+from trainkit.coordination import StepAgreement
+from trainkit.coordination.client import connect_store
+from trainkit.waiting import Deadline
+
+monitor = RankMonitor()
+monitor.start()
+store = connect_store("127.0.0.1", PORT, "rank 1", Deadline(60))
+monitor.agree_with(StepAgreement(store, 1, 2, timeout=60))
+try:
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+finally:
+    monitor.close()
+"""
+
+
+def _step_until_stopped(monitor):
+    step = 0
+    while not monitor.stop_now(step):
+        step += 1
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_ends_before_it_asked_tells_the_others(program, number):
+    store = serve_store(0, Deadline(60))
+    monitor = RankMonitor()
+    monitor.agree_with(StepAgreement(store, 0, 2, timeout=60))
+    try:
+        run = program(LEAVER.replace("PORT", str(store.port)))
+        assert run.line() == "ready"
+        run.signal(number)
+        with pytest.raises(Preempted, match=r"nothing new was saved, since rank\(s\) 1 ended"):
+            _step_until_stopped(monitor)
+        assert monitor.stopped_at is None
+        run.end()
+    finally:
+        monitor.close()
+        store.close()
 
 
 def test_a_second_notice_ends_at_once(program):

@@ -38,6 +38,9 @@ class StepAgreement:
         self._world_size = world_size
         self._timeout = timeout
         self._target: int | None = None
+        self.left: list[int] = []
+        """Ranks that ended at once, known when ``reached`` returns True: nothing can be done by
+        all ranks together any more."""
 
     def propose(self) -> None:
         """Ask all ranks to stop; from any thread, any number of times."""
@@ -50,30 +53,45 @@ class StepAgreement:
     def publish(self, entered: int) -> None:
         """Say that this rank has entered the step ``entered``, and no further one."""
         self._store.set(f"entered/{self._rank}", str(entered).encode())
+        # The last one reads what all have said, so that all together ask little of the store.
+        if self._store.add("answers", 1) >= self._world_size and not self._missing():
+            told = [self._store.get(f"entered/{rank}") for rank in range(self._world_size)]
+            highest = max(int(value) for value in told if value is not None)
+            self._store.set("target", str(highest).encode())
+
+    def leave(self) -> None:
+        """Say that this rank ends at once, whatever it has published."""
+        self._store.set(f"left/{self._rank}", b"1")
+        self._store.set("left", b"1")
 
     def reached(self, step: int) -> bool:
         """Whether to stop now, after ``step``; the same answer at the same step on all ranks.
 
-        Called once this rank has published, or is about to.
+        If ranks have ``left``, at once, wherever each of the others is. Called once this rank has
+        published, or is about to.
 
         Raises:
             DeadlineError: some ranks did not publish their step; the message names them.
         """
         if self._target is None:
-            self._target = self._agree()
+            self._target = self._agree(step)
             log.info("all ranks stop after step %d", max(self._target, step))
-        return step >= self._target
+        if self._store.get("left") is None:
+            return step >= self._target
+        ranks = range(self._world_size)
+        self.left = [rank for rank in ranks if self._store.get(f"left/{rank}") is not None]
+        return True
 
-    def _agree(self) -> int:
-        def missing() -> list[int]:
-            ranks = range(self._world_size)
-            return [r for r in ranks if self._store.get(f"entered/{r}") is None]
-
+    def _agree(self, step: int) -> int:
         wait_until(
-            lambda: not missing(),
+            lambda: self._store.get("left") or self._store.get("target"),
             what=f"the ranks' steps, to stop together (rank {self._rank})",
-            whom=lambda: "missing: rank " + ", ".join(str(rank) for rank in missing()),
+            whom=lambda: "missing: rank " + ", ".join(str(rank) for rank in self._missing()),
             deadline=Deadline(self._timeout),
         )
-        published = (self._store.get(f"entered/{rank}") for rank in range(self._world_size))
-        return max(int(value) for value in published if value is not None)
+        target = self._store.get("target")
+        return step if target is None else int(target)
+
+    def _missing(self) -> list[int]:
+        ranks = range(self._world_size)
+        return [rank for rank in ranks if self._store.get(f"entered/{rank}") is None]

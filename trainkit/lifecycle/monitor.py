@@ -49,6 +49,7 @@ class RankMonitor:
         self._heard_at: float | None = None
         self._agreement: StepAgreement | None = None
         self._published = False
+        self._leaving = False
         self._lookout: Lookout | None = None
         self._polls = 0
         self._heartbeat_file = heartbeat_file
@@ -95,6 +96,13 @@ class RankMonitor:
         if not self.stirred:
             return False
         stop = self._agreement is None or self._agreement.reached(step)
+        if self._agreement is not None and self._agreement.left:
+            ranks = ", ".join(str(rank) for rank in self._agreement.left)
+            raise Preempted(
+                f"stopped after step {step} as asked; nothing new was saved, since rank(s) {ranks} "
+                f"ended at once: no step there had asked whether to stop",
+                exit_code=self.exit_code,
+            )
         if stop:
             self.stopped_at = step
         return stop
@@ -127,7 +135,12 @@ class RankMonitor:
         )
 
     def _look(self) -> None:
-        if self._agreement is None or self._published:
+        if self._agreement is None:
+            return
+        if self._leaving:
+            self._agreement.leave()  # first, so that nobody who is asked to stop waits for it
+            self._agreement.propose()
+        if self._leaving or self._published:
             return
         if self.notice is not None:
             self._agreement.propose()
@@ -145,6 +158,9 @@ class RankMonitor:
     def _end_where_nothing_polls(self, number: signal.Signals) -> None:
         if self._polls or self.last_step is not None:
             return
+        self._leaving = True
+        if self._lookout is not None:
+            self._lookout.stir()
         if number is signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(

@@ -144,12 +144,14 @@ class Lookout:
         """Look by calling ``look``, which may wait for a store."""
         self._look = look
         self._stirred = threading.Event()
+        self._wanted = False
         self._over = False
         self._thread = threading.Thread(target=self._run, name="trainkit-lookout", daemon=True)
         self._thread.start()
 
     def stir(self) -> None:
-        """Look now."""
+        """Look now; if need be, once more after ``close``."""
+        self._wanted = True
         self._stirred.set()
 
     def close(self) -> None:
@@ -159,7 +161,8 @@ class Lookout:
         self._thread.join(_LEAVE)
 
     def _run(self) -> None:
-        while not self._over:
+        while self._wanted or not self._over:
+            self._wanted = False
             # The store may be gone when rank 0 ended first; the training thread will say so.
             with contextlib.suppress(ConnectionError):
                 self._look()
