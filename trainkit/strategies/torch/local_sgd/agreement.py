@@ -38,6 +38,7 @@ class StopAgreement(StepAgreement):
         self._worker = worker
         self._link = ControlLink(worker.links[0].address, worker.rank, timeout=_ANSWER)
         self._seconds = timeout / 2
+        self.left: list[int] = []
         self._decided: int | None = None
         self._entered = 0
 
@@ -59,6 +60,11 @@ class StopAgreement(StepAgreement):
             self._worker.stop_by = Deadline(self._seconds)
         if not self._worker.leaving:
             self._ask(what="publish", entered=entered)
+
+    def leave(self) -> None:
+        """See ``StepAgreement.leave``: nobody waits here for one who has gone."""
+        self.propose()
+        self.publish(0)
 
     def reached(self, step: int) -> bool:
         """See ``StepAgreement.reached``; where all stop, the round ends first."""
