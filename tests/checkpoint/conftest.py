@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from trainkit.checkpoint import CheckpointOptions
-from trainkit.checkpoint.save.lease import release_all
+from trainkit.checkpoint.save.hold import release_all
 from trainkit.coordination import Communicator, MemoryStore
 
 

@@ -65,7 +65,7 @@ def test_all_ranks_hear_of_a_run_that_is_alive(tmp_path, on_ranks, quick, monkey
     """The holder is this very process, as a process elsewhere would see it."""
     holder = CheckpointManager(tmp_path, {}, options=replace(quick, renewal=0.05))
     monkeypatch.setattr(Holder, "is_this_process", lambda self: False)
-    monkeypatch.setattr("trainkit.checkpoint.save.lease._hold_of", lambda holder: None)
+    monkeypatch.setattr("trainkit.checkpoint.save.lease.hold_of", lambda holder: None)
 
     def rank(communicator):
         options = replace(quick, patience=0.1, lease=600.0, renewal=0.05)

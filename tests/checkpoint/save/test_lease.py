@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainkit.checkpoint.save import lease as module
+from trainkit.checkpoint.save import hold as module
 from trainkit.checkpoint.save.generation import Claims, claim, read_holder, refuse_overtaken
 from trainkit.checkpoint.save.holder import Holder
 from trainkit.checkpoint.save.lease import LeaseTimes, take_lease

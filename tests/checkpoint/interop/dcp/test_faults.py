@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 
 from trainkit.checkpoint import CheckpointManager, CheckpointOptions
 from trainkit.checkpoint.interop import TrainkitReader, TrainkitWriter, files
-from trainkit.checkpoint.save.lease import release_all
+from trainkit.checkpoint.save.hold import release_all
 from trainkit.errors import (
     CheckpointDamagedError,
     EnvironmentFaultError,
