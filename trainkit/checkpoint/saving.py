@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from trainkit.checkpoint.save.settling import Flight, Settling
 from trainkit.checkpoint.save.tiers import LocalTier
 from trainkit.checkpoint.save.verdicts import Verdicts
 from trainkit.checkpoint.save.writers import Background, Foreground, Writer
+from trainkit.checkpoint.sweeping import Sweeper
 from trainkit.coordination import Communicator, Store
 from trainkit.errors import RetryableError, TrainkitError
 from trainkit.storage import Storage
@@ -71,7 +71,6 @@ class Saver:
         self._communicator = communicator
         self._options = options
         self._generation = generation
-        self._retention = retention
         self._attempts = 0
         self._owner = os.getpid()
         self._flight: Flight | None = None
@@ -99,7 +98,7 @@ class Saver:
         )
         self._usual = self._settling = self._settle_by(self._writer)
         self._warmed = False
-        self._sweeper: threading.Thread | None = None
+        self._sweeper = Sweeper(retention, background=self.background)
 
     @property
     def in_flight(self) -> int | None:
@@ -315,7 +314,7 @@ class Saver:
         if lead:
             self._tell_people(flight)
             if flight.upload:
-                self._sweep()
+                self._sweeper.sweep()
 
     def _settle_copy(self, flight: Flight, outcome: Failure | None) -> None:
         """All ranks: a copy that came to nothing leaves all as it was."""
@@ -325,7 +324,7 @@ class Saver:
             return
         if outcome is None:
             self._tell_people(flight)
-            self._sweep()
+            self._sweeper.sweep()
         else:
             log.warning(
                 "step %d is still in the local tier alone: %s", flight.folder.step, outcome.text
@@ -348,9 +347,7 @@ class Saver:
 
     def tidy(self) -> None:
         """Wait until old checkpoints are removed, if that is under way."""
-        if self._sweeper is not None:
-            self._sweeper.join()
-            self._sweeper = None
+        self._sweeper.wait()
 
     def finish(self, seconds: float) -> None:
         """Wait for this rank's own work, and give everything back; asks no other rank.
@@ -411,19 +408,3 @@ class Saver:
             flight.deadline.elapsed,
             flight.stalled,
         )
-
-    def _sweep(self) -> None:
-        """Remove old checkpoints, beside training if saves are."""
-        self.tidy()
-        if not self.background:
-            self._remove_old()
-            return
-        self._sweeper = threading.Thread(target=self._remove_old, name="trainkit-retention")
-        self._sweeper.start()
-
-    def _remove_old(self) -> None:
-        """Old checkpoints go only after a newer one is there; a failure costs space alone."""
-        try:
-            self._retention.apply()
-        except (OSError, TrainkitError) as error:
-            log.warning("old checkpoints could not be removed: %s", error)
