@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from trainkit.processes.kernel import die_with_parent
 from trainkit.testing import free_port
 from trainkit.waiting import Deadline, wait_until
 
@@ -47,6 +48,7 @@ class _Server:
                 stderr=log,
                 env={**os.environ, **variables},
                 start_new_session=True,
+                preexec_fn=die_with_parent,  # pytest may be killed
             )
         try:
             wait_until(
