@@ -104,8 +104,11 @@ def _life(oracle, rng, duration, victim, mode, storage):
 
 
 def _kill_children(pid):
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        children = ""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            children = thread.read_text()
+        for child in children.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(child), signal.SIGKILL)
 
