@@ -16,7 +16,7 @@ from trainkit.coordination import MemoryStore, StepAgreement
 from trainkit.coordination.client import serve_store
 from trainkit.errors import Preempted
 from trainkit.lifecycle import RankMonitor
-from trainkit.waiting import Deadline
+from trainkit.waiting import Deadline, wait_until
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -167,6 +167,30 @@ def test_who_ends_before_it_asked_tells_the_others(program, number):
     finally:
         monitor.close()
         store.close()
+
+
+@pytest.fixture
+def of_two():
+    monitor = RankMonitor()
+    monitor.agree_with(StepAgreement(MemoryStore(), 0, 2, timeout=60))
+    yield monitor
+    monitor.close()
+
+
+def test_a_signal_within_a_wake_up_waits_for_no_lock(of_two):
+    with ThreadPoolExecutor(1) as pool, of_two._lookout._stirred._cond:
+        handled = pool.submit(of_two._end_where_nothing_polls, signal.SIGTERM)
+        with pytest.raises(Preempted):
+            handled.result(30)
+
+
+def test_who_swallows_the_exception_stops_at_its_first_step(of_two):
+    with pytest.raises(Preempted):
+        of_two._end_where_nothing_polls(signal.SIGTERM)
+    wait_until(lambda: of_two.stirred, what="the notice", deadline=Deadline(60))
+    with pytest.raises(Preempted, match=r"rank\(s\) 0 ended at once"):
+        of_two.stop_now(1)
+    assert of_two.deserted
 
 
 def test_a_second_notice_ends_at_once(program):

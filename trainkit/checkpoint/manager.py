@@ -167,7 +167,7 @@ class CheckpointManager:
             Whether a save has begun.
 
         Raises:
-            Preempted: the job is to stop; the state after ``step`` is saved.
+            Preempted: the job is to stop; the message says what is saved.
             OSError: a save failed; the checkpoints before it are untouched. In a job of one
                 rank at the first step after that is known, with several at the next save.
         """

@@ -21,7 +21,10 @@ class StopMonitor(Protocol):
     """Whether ``stop_now`` has something to decide; it is not asked before."""
 
     def stop_now(self, step: int) -> bool:
-        """Whether to save and stop after ``step``: the same answer at one step on all ranks."""
+        """Whether to save and stop after ``step``: the same answer at one step on all ranks.
+
+        May raise ``Preempted``, to stop without a save.
+        """
         ...
 
 

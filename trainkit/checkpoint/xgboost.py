@@ -126,7 +126,7 @@ class SaveCheckpoints(xgboost.callback.TrainingCallback):
 
         Raises:
             UsageError: early stopping comes after this one.
-            Preempted: the job is to stop; the booster is saved.
+            Preempted: the job is to stop; the message says what is saved.
             OSError: a save failed.
         """
         rounds = rounds_of(model)

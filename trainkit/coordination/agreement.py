@@ -75,7 +75,6 @@ class StepAgreement:
         """
         if self._target is None:
             self._target = self._agree(step)
-            log.info("all ranks stop after step %d", max(self._target, step))
         if self._store.get("left") is None:
             return step >= self._target
         ranks = range(self._world_size)
@@ -86,11 +85,18 @@ class StepAgreement:
         wait_until(
             lambda: self._store.get("left") or self._store.get("target"),
             what=f"the ranks' steps, to stop together (rank {self._rank})",
-            whom=lambda: "missing: rank " + ", ".join(str(rank) for rank in self._missing()),
+            whom=lambda: "missing: rank " + self._missing_names(),
             deadline=Deadline(self._timeout),
         )
         target = self._store.get("target")
-        return step if target is None else int(target)
+        if target is None:
+            return step
+        log.info("all ranks stop after step %d", max(int(target), step))
+        return int(target)
+
+    def _missing_names(self) -> str:
+        names = ", ".join(str(rank) for rank in self._missing())
+        return names or "that answered last, and ended before it told the highest step"
 
     def _missing(self) -> list[int]:
         ranks = range(self._world_size)

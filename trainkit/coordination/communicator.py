@@ -16,7 +16,7 @@ _NOTICE = 10.0
 """Seconds of quiet waiting; then the log says who is missing, at doubling distances."""
 
 _SLICE = 1.0
-"""Seconds of one wait inside the store, where Python can handle no signal."""
+"""Seconds of one wait for the store's answer, which keeps its connection from others."""
 
 
 class Communicator:

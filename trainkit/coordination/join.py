@@ -82,7 +82,7 @@ def join(store: Store, rank: int, world_size: int, deadline: Deadline) -> str:
 class _Pauses:
     """Seconds between two looks: few while ranks are just arriving, and more of them for many.
 
-    To wait in the store instead would be noisy: torch's complains of each wait without success.
+    The store's own ``wait`` does not know how many ranks ask.
     """
 
     def __init__(self, world_size: int) -> None:

@@ -15,7 +15,7 @@ __all__ = ["TorchStore", "connect_store", "serve_store"]
 log = logging.getLogger(__name__)
 
 _PAUSE = 0.25
-"""Seconds between two questions of one that has waited for long: thousands of ranks may ask."""
+"""Seconds between two questions at most."""
 
 
 class TorchStore:
@@ -67,7 +67,7 @@ class TorchStore:
         warnings, and no signal is handled meanwhile.
         """
         deadline = Deadline(seconds)
-        for pause in backoff(last=_PAUSE):
+        for pause in backoff(first=0.002, last=_PAUSE):
             if self._holds(key):
                 return True
             if deadline.passed:

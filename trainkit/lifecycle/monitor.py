@@ -7,7 +7,7 @@ import time
 from trainkit.coordination import StepAgreement
 from trainkit.errors import ExitCode, Preempted
 from trainkit.lifecycle.heartbeat import Heartbeat
-from trainkit.lifecycle.preemption import Lookout, NoticeListener
+from trainkit.lifecycle.preemption import LOOK, Lookout, NoticeListener
 
 __all__ = ["RankMonitor"]
 
@@ -78,6 +78,8 @@ class RankMonitor:
             self._heartbeat.close()
         if self._lookout is not None:
             self._lookout.close()
+            if self._leaving:
+                time.sleep(2 * LOOK)  # the others' look at it: the store may end with this process
 
     @property
     def preempted(self) -> bool:
@@ -91,7 +93,11 @@ class RankMonitor:
         return self.told
 
     def stop_now(self, step: int) -> bool:
-        """Whether to stop after ``step``: the same answer at the same step on all ranks."""
+        """Whether to stop after ``step``: the same answer at the same step on all ranks.
+
+        Raises:
+            Preempted: a rank has ended at once, so that nothing can be saved together.
+        """
         self.last_step = step
         if not self.stirred:
             return False
@@ -118,6 +124,11 @@ class RankMonitor:
         """What a stop that was asked for ends with: 130 after SIGINT, else 143."""
         return ExitCode.INTERRUPTED if self.notice is signal.SIGINT else ExitCode.PREEMPTED
 
+    @property
+    def deserted(self) -> bool:
+        """Whether a rank has ended at once, as ``stop_now`` found out: nobody waits for it."""
+        return self._agreement is not None and bool(self._agreement.left)
+
     def _progress(self) -> tuple[int, int]:
         return (-1 if self.last_step is None else self.last_step), self._polls
 
@@ -138,6 +149,7 @@ class RankMonitor:
         if self._agreement is None:
             return
         if self._leaving:
+            self.stirred = True  # somebody may have swallowed the exception, and train on
             self._agreement.leave()  # first, so that nobody who is asked to stop waits for it
             self._agreement.propose()
         if self._leaving or self._published:
@@ -160,7 +172,7 @@ class RankMonitor:
             return
         self._leaving = True
         if self._lookout is not None:
-            self._lookout.stir()
+            self._lookout.owe()
         if number is signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["Lookout", "NoticeListener"]
+__all__ = ["LOOK", "Lookout", "NoticeListener"]
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _SECOND_NOTICE_AFTER = 1.0
 """Seconds after which another signal is a second wish and not an echo of the first: a
 terminal and the launcher often both pass one Ctrl-C on."""
 
-_POLL = 0.2
+LOOK = 0.2
 """Seconds between two looks at what other ranks ask for."""
 
 _LEAVE = 10.0
@@ -144,15 +144,21 @@ class Lookout:
         """Look by calling ``look``, which may wait for a store."""
         self._look = look
         self._stirred = threading.Event()
-        self._wanted = False
+        self._owed = False
         self._over = False
         self._thread = threading.Thread(target=self._run, name="trainkit-lookout", daemon=True)
         self._thread.start()
 
     def stir(self) -> None:
-        """Look now; if need be, once more after ``close``."""
-        self._wanted = True
+        """Look now."""
         self._stirred.set()
+
+    def owe(self) -> None:
+        """Look once more in any case, even after ``close``.
+
+        Without a lock, since it is called where a signal is handled, and signals may come there.
+        """
+        self._owed = True
 
     def close(self) -> None:
         """Stop looking; a look that does not come back is left behind."""
@@ -161,12 +167,12 @@ class Lookout:
         self._thread.join(_LEAVE)
 
     def _run(self) -> None:
-        while self._wanted or not self._over:
-            self._wanted = False
+        while self._owed or not self._over:
+            self._owed = False
             # The store may be gone when rank 0 ended first; the training thread will say so.
             with contextlib.suppress(ConnectionError):
                 self._look()
-            self._stirred.wait(_POLL)
+            self._stirred.wait(LOOK)
             self._stirred.clear()
 
 

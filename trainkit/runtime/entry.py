@@ -243,6 +243,7 @@ def _fail(error: BaseException, rank: int | None, session: Session | None) -> No
         isinstance(error, Preempted)
         and monitor is not None
         and bool(monitor.stopped_at is not None or monitor.told)
+        and not monitor.deserted
     )
     if session is not None and not orderly:
         error = session.diagnose(error)

@@ -50,7 +50,7 @@ class Lease:
         self.claim = claimed
         self._hold = hold
         self._let_go = weakref.finalize(self, hold.drop, claimed.generation)
-        self._let_go.atexit = False  # `release_all` is for that
+        self._let_go.atexit = False  # `hold.release_all` is for that
 
     def release(self) -> None:
         """Leave the root to others; returns when they can see it. Any number of times."""
