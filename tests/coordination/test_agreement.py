@@ -33,7 +33,7 @@ def test_who_has_left_is_not_waited_for():
     assert one.reached(5)
     third.publish(4)
     assert third.reached(4)
-    assert one.left == third.left == [1]
+    assert one.left == third.left == (1,)
 
 
 def test_who_leaves_after_the_others_have_agreed_is_known_when_they_stop():
@@ -44,7 +44,7 @@ def test_who_leaves_after_the_others_have_agreed_is_known_when_they_stop():
     assert not one.reached(4)
     other.leave()
     assert one.reached(5)
-    assert one.left == [1]
+    assert one.left == (1,)
 
 
 def test_a_rank_that_does_not_answer_is_named():

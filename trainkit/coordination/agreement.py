@@ -24,6 +24,10 @@ class StepAgreement:
     the training thread has entered (``publish``). Until then a step costs nothing here.
     """
 
+    left: tuple[int, ...] = ()
+    """Ranks that ended at once, known when ``reached`` returns True: nothing can be done by all
+    ranks together any more."""
+
     def __init__(self, store: Store, rank: int, world_size: int, *, timeout: float) -> None:
         """Take part in an agreement among ``world_size`` ranks.
 
@@ -38,9 +42,6 @@ class StepAgreement:
         self._world_size = world_size
         self._timeout = timeout
         self._target: int | None = None
-        self.left: list[int] = []
-        """Ranks that ended at once, known when ``reached`` returns True: nothing can be done by
-        all ranks together any more."""
 
     def propose(self) -> None:
         """Ask all ranks to stop; from any thread, any number of times."""
@@ -78,7 +79,7 @@ class StepAgreement:
         if self._store.get("left") is None:
             return step >= self._target
         ranks = range(self._world_size)
-        self.left = [rank for rank in ranks if self._store.get(f"left/{rank}") is not None]
+        self.left = tuple(r for r in ranks if self._store.get(f"left/{r}") is not None)
         return True
 
     def _agree(self, step: int) -> int:

@@ -6,13 +6,7 @@ import os
 import threading
 import weakref
 
-from trainkit.checkpoint.save.generation import (
-    Claim,
-    Claims,
-    claim,
-    claim_path,
-    read_holder,
-)
+from trainkit.checkpoint.save.generation import Claim, Claims, claim, claim_path, read_holder
 from trainkit.checkpoint.save.holder import Holder
 from trainkit.checkpoint.save.releasing import has_to_be_another, release, release_from_another
 from trainkit.errors import TrainkitError

@@ -38,7 +38,6 @@ class StopAgreement(StepAgreement):
         self._worker = worker
         self._link = ControlLink(worker.links[0].address, worker.rank, timeout=_ANSWER)
         self._seconds = timeout / 2
-        self.left: list[int] = []
         self._decided: int | None = None
         self._entered = 0
 
