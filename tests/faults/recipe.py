@@ -10,12 +10,11 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from tests.faults import broken
-from tests.faults.trials import WITH_TORCH, storage_is
+from tests.faults.trials import WITH_TORCH, children_of, storage_is
 from trainkit.checkpoint.format import catalog
 from trainkit.errors import ExitCode
 from trainkit.storage import LocalStorage, open_storage
@@ -143,7 +142,7 @@ class Run:
     def _strike(self, ranks, victim, rng):
         """Kill; whether one was there to be killed."""
         order = rng.sample(list(ranks), self.world)
-        writers = [pid for rank in order for pid in _children(rank.pid)]
+        writers = [pid for rank in order for pid in children_of(rank.pid)]
         alive = order[0].signal(signal.SIGKILL)
         if victim == "one rank":
             time.sleep(rng.uniform(0, 0.3))  # until the launcher ends the others
@@ -225,12 +224,6 @@ def _of_history(run):
         for sample in range(NUM_SAMPLES):
             if (count := consumed[epoch, sample]) != 1:
                 yield f"I7: sample {sample} of epoch {epoch} was consumed {count} times"
-
-
-def _children(pid):
-    with contextlib.suppress(OSError):
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            yield from map(int, children.read_text().split())
 
 
 class Forgetful(LocalStorage):

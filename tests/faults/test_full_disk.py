@@ -5,14 +5,22 @@ import errno
 import os
 import resource
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.faults import broken
 from tests.faults.group import Group
 from tests.faults.oracle import Oracle, empty_state, fill
-from tests.faults.trials import MODES, Report, forked_writers, options_of, save, serve, storage_is
+from tests.faults.trials import (
+    MODES,
+    Report,
+    children_of,
+    forked_writers,
+    options_of,
+    save,
+    serve,
+    storage_is,
+)
 from trainkit.checkpoint import CheckpointManager
 from trainkit.errors import TrainkitError
 from trainkit.testing import requires_root
@@ -164,9 +172,8 @@ def test_a_small_disk(tally, scale, mode):
 def _limit_files(limits):
     """Limit the sizes of files of this process, and of the one that writes for it."""
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            resource.prlimit(int(child), resource.RLIMIT_FSIZE, limits)
+    for child in children_of("self"):
+        resource.prlimit(child, resource.RLIMIT_FSIZE, limits)
 
 
 def file_limits(share, count, mode):

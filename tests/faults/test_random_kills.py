@@ -5,14 +5,21 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.faults import broken
 from tests.faults.group import Group
 from tests.faults.oracle import SAMPLES_PER_STEP, Oracle, empty_state, fill
-from tests.faults.trials import Report, forked_writers, options_of, save, serve, storage_is
+from tests.faults.trials import (
+    Report,
+    children_of,
+    forked_writers,
+    options_of,
+    save,
+    serve,
+    storage_is,
+)
 from trainkit.checkpoint import CheckpointManager
 from trainkit.errors import TrainkitError
 
@@ -81,7 +88,9 @@ def _life(oracle, rng, duration, victim, mode, storage):
         began = time.monotonic()
         group.serve(group.ended, rng.uniform(0, 1.5 * duration), strict=False)
         if victim == "writer":
-            _kill_children(chief.pid)
+            for child in children_of(chief.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             # The trainer lives on: it is told, and a later save succeeds.
             more = len(chief.heard("acknowledged")) + 2
             group.serve(lambda: len(chief.heard("acknowledged")) >= more or group.ended(), 60)
@@ -101,16 +110,6 @@ def _life(oracle, rng, duration, victim, mode, storage):
         done = len(chief.heard("acknowledged")) - acknowledged
         passed = time.monotonic() - began
         return min(duration, passed / done) if done > 0 else min(2.0, 1.2 * duration)
-
-
-def _kill_children(pid):
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        children = ""
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-            children = thread.read_text()
-        for child in children.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("world", "mode"), KILLS)
